@@ -1,0 +1,213 @@
+package ipsec
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// TransformType is the kind of a transform (RFC 7296 §3.3.2).
+type TransformType uint8
+
+const (
+	TransformENCR  TransformType = 1
+	TransformPRF   TransformType = 2
+	TransformINTEG TransformType = 3
+	TransformKE    TransformType = 4 // "Diffie-Hellman group" in RFC 7296, "Key Exchange Method" since RFC 9370
+	TransformESN   TransformType = 5
+)
+
+var transformTypeNames = [...]string{1: "ENCR", 2: "PRF", 3: "INTEG", 4: "KE", 5: "ESN"}
+
+func (t TransformType) String() string {
+	if t >= 1 && int(t) < len(transformTypeNames) {
+		return transformTypeNames[t]
+	}
+	return fmt.Sprintf("TYPE-%d", uint8(t))
+}
+
+// Transform is one algorithm as IKEv2 negotiates it: IANA type and ID, and the
+// Key Length attribute in bits (0 when the algorithm has a fixed key length).
+type Transform struct {
+	Type    TransformType
+	ID      uint16
+	KeyBits uint16
+}
+
+// String is the name operators write (aes256gcm16), or the numbers when the
+// transform is unknown.
+func (t Transform) String() string {
+	if a, ok := LookupAlgorithm(t); ok {
+		return a.Name
+	}
+	if t.KeyBits != 0 {
+		return fmt.Sprintf("%s-%d/%d", t.Type, t.ID, t.KeyBits)
+	}
+	return fmt.Sprintf("%s-%d", t.Type, t.ID)
+}
+
+// IANA "Transform Type 1 - Encryption Algorithm Transform IDs".
+const (
+	EncrDES              uint16 = 2
+	Encr3DES             uint16 = 3
+	EncrNULL             uint16 = 11
+	EncrAESCBC           uint16 = 12
+	EncrAESCTR           uint16 = 13
+	EncrAESCCM8          uint16 = 14
+	EncrAESCCM12         uint16 = 15
+	EncrAESCCM16         uint16 = 16
+	EncrAESGCM8          uint16 = 18
+	EncrAESGCM12         uint16 = 19
+	EncrAESGCM16         uint16 = 20
+	EncrNullAESGMAC      uint16 = 21
+	EncrChaCha20Poly1305 uint16 = 28
+)
+
+// IANA "Transform Type 2 - Pseudorandom Function Transform IDs".
+const (
+	PRFHMACSHA1    uint16 = 2
+	PRFAES128XCBC  uint16 = 4
+	PRFHMACSHA2256 uint16 = 5
+	PRFHMACSHA2384 uint16 = 6
+	PRFHMACSHA2512 uint16 = 7
+	PRFAES128CMAC  uint16 = 8
+)
+
+// IANA "Transform Type 3 - Integrity Algorithm Transform IDs".
+const (
+	IntegNone          uint16 = 0
+	IntegHMACMD596     uint16 = 1
+	IntegHMACSHA196    uint16 = 2
+	IntegAESXCBC96     uint16 = 5
+	IntegAESCMAC96     uint16 = 8
+	IntegAES128GMAC    uint16 = 9
+	IntegAES192GMAC    uint16 = 10
+	IntegAES256GMAC    uint16 = 11
+	IntegHMACSHA256128 uint16 = 12
+	IntegHMACSHA384192 uint16 = 13
+	IntegHMACSHA512256 uint16 = 14
+)
+
+// IANA "Transform Type 4 - Key Exchange Method Transform IDs".
+const (
+	KENone      uint16 = 0
+	KEMODP768   uint16 = 1
+	KEMODP1024  uint16 = 2
+	KEMODP1536  uint16 = 5
+	KEMODP2048  uint16 = 14
+	KEMODP3072  uint16 = 15
+	KEMODP4096  uint16 = 16
+	KEP256      uint16 = 19
+	KEP384      uint16 = 20
+	KEP521      uint16 = 21
+	KEX25519    uint16 = 31
+	KEMLKEM512  uint16 = 35
+	KEMLKEM768  uint16 = 36
+	KEMLKEM1024 uint16 = 37
+)
+
+// IANA "Transform Type 5 - Extended Sequence Numbers Transform IDs".
+const (
+	ESNNo  uint16 = 0
+	ESNYes uint16 = 1
+)
+
+// Standing is what RFC 8247 (IKE) and RFC 8221 (ESP, AH) say of an algorithm.
+type Standing string
+
+const (
+	StandingMust   Standing = "MUST"
+	StandingShould Standing = "SHOULD"
+	StandingMay    Standing = "MAY"
+	StandingLegacy Standing = "legacy" // SHOULD NOT or MUST NOT: only with allowLegacy
+)
+
+// Use says which protocols an algorithm may serve in.
+type Use uint8
+
+const (
+	UseIKE Use = 1 << iota
+	UseESP
+	UseAH
+)
+
+// Algorithm is one row of the attribute table: everything code outside the
+// crypto constructors needs to know of a transform. Lengths are in octets.
+type Algorithm struct {
+	Transform
+	Name     string   // as strongSwan users write it; unique
+	Aliases  []string // other spellings that are accepted
+	Standing Standing
+	Use      Use
+	KeyLen   int // octets of key taken from KEYMAT, without SaltLen
+	SaltLen  int // octets of salt taken after the key (AEAD, CTR)
+	IVLen    int // octets of explicit IV on the wire
+	Block    int // padding granularity in octets; 1 for stream and AEAD modes
+	ICVLen   int // octets of ICV on the wire: AEAD tag, or truncated MAC
+	AEAD     bool
+}
+
+// Algorithms is the table. Row order has no meaning; preference is policy.
+// It is read-only: callers must not change it.
+func Algorithms() []Algorithm { return slices.Clone(algorithms) }
+
+var algorithms = []Algorithm{
+	// Encryption. AEAD salts: RFC 4106 §8.1, RFC 4309 §7.1, RFC 7634 §2.
+	{Transform: Transform{TransformENCR, EncrAESGCM16, 128}, Name: "aes128gcm16", Aliases: []string{"aes128gcm128", "aes128gcm"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM16, 256}, Name: "aes256gcm16", Aliases: []string{"aes256gcm128", "aes256gcm"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrChaCha20Poly1305, 0}, Name: "chacha20poly1305", Standing: StandingShould, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCBC, 128}, Name: "aes128", Aliases: []string{"aes128cbc"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 16, IVLen: 16, Block: 16},
+	{Transform: Transform{TransformENCR, EncrAESCBC, 256}, Name: "aes256", Aliases: []string{"aes256cbc"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 32, IVLen: 16, Block: 16},
+
+	// Integrity. Key lengths equal the hash output: RFC 4868 §2.1.1.
+	{Transform: Transform{TransformINTEG, IntegHMACSHA256128, 0}, Name: "sha256", Aliases: []string{"sha2_256"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 32, ICVLen: 16},
+	{Transform: Transform{TransformINTEG, IntegHMACSHA384192, 0}, Name: "sha384", Aliases: []string{"sha2_384"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 48, ICVLen: 24},
+	{Transform: Transform{TransformINTEG, IntegHMACSHA512256, 0}, Name: "sha512", Aliases: []string{"sha2_512"}, Standing: StandingShould, Use: UseIKE | UseESP, KeyLen: 64, ICVLen: 32},
+
+	// Pseudorandom functions. KeyLen is the preferred key length (RFC 7296 §2.13).
+	{Transform: Transform{TransformPRF, PRFHMACSHA2256, 0}, Name: "prfsha256", Standing: StandingMust, Use: UseIKE, KeyLen: 32},
+	{Transform: Transform{TransformPRF, PRFHMACSHA2384, 0}, Name: "prfsha384", Standing: StandingMay, Use: UseIKE, KeyLen: 48},
+	{Transform: Transform{TransformPRF, PRFHMACSHA2512, 0}, Name: "prfsha512", Standing: StandingShould, Use: UseIKE, KeyLen: 64},
+
+	// Key exchange methods.
+	{Transform: Transform{TransformKE, KEX25519, 0}, Name: "x25519", Aliases: []string{"curve25519", "ecp_x25519"}, Standing: StandingShould, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEP256, 0}, Name: "ecp256", Aliases: []string{"p256"}, Standing: StandingShould, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEP384, 0}, Name: "ecp384", Aliases: []string{"p384"}, Standing: StandingMay, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMODP2048, 0}, Name: "modp2048", Standing: StandingMust, Use: UseIKE | UseESP},
+
+	// Extended sequence numbers.
+	{Transform: Transform{TransformESN, ESNYes, 0}, Name: "esn", Standing: StandingMust, Use: UseESP | UseAH},
+	{Transform: Transform{TransformESN, ESNNo, 0}, Name: "noesn", Standing: StandingMust, Use: UseESP | UseAH},
+}
+
+// Both indexes hold pointers into the table, so a lookup allocates nothing.
+var (
+	algorithmByTransform = map[Transform]*Algorithm{}
+	algorithmByName      = map[string]*Algorithm{}
+)
+
+func init() {
+	for i := range algorithms {
+		a := &algorithms[i]
+		algorithmByTransform[a.Transform] = a
+		for _, n := range append([]string{a.Name}, a.Aliases...) {
+			if _, dup := algorithmByName[n]; dup {
+				panic("ipsec: algorithm name used twice: " + n)
+			}
+			algorithmByName[n] = a
+		}
+	}
+}
+
+// LookupAlgorithm finds the row of a transform. A variable-length cipher
+// without its key length is not found (RFC 7296 §3.3.5).
+func LookupAlgorithm(t Transform) (*Algorithm, bool) {
+	a, ok := algorithmByTransform[t]
+	return a, ok
+}
+
+// AlgorithmByName finds a row by the name or an alias, in any case.
+func AlgorithmByName(name string) (*Algorithm, bool) {
+	a, ok := algorithmByName[strings.ToLower(name)]
+	return a, ok
+}

@@ -1,0 +1,107 @@
+package ipsec
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Action is what a rule does with a packet that matches it: PROTECT, BYPASS and
+// DISCARD in RFC 4301 §4.4.1.
+type Action uint8
+
+const (
+	ActionPermit Action = 1
+	ActionBlock  Action = 2
+	ActionSecure Action = 3
+)
+
+func (a Action) String() string {
+	switch a {
+	case ActionPermit:
+		return "permit"
+	case ActionBlock:
+		return "block"
+	case ActionSecure:
+		return "secure"
+	}
+	return fmt.Sprintf("action-%d", uint8(a))
+}
+
+// ParseAction reads "permit", "block" or "secure".
+func ParseAction(s string) (Action, error) {
+	switch s {
+	case "permit":
+		return ActionPermit, nil
+	case "block":
+		return ActionBlock, nil
+	case "secure":
+		return ActionSecure, nil
+	}
+	return 0, fmt.Errorf("action %q: want permit, block or secure", s)
+}
+
+// Rule is one entry of a node's SPD, made by the compiler from one filter.
+// Rules are looked up by falling Weight; two of equal weight never overlap with
+// different actions.
+type Rule struct {
+	Name      string // unique on the node: policy/rule#filter
+	Policy    string // the policy document it came from
+	Weight    uint64
+	Direction Direction
+	Selector  Selector
+	Action    Action
+	Template  *Template // ActionSecure only
+	Peer      string    // ActionSecure only: the Peer to negotiate with
+}
+
+// Template says how a secure rule protects.
+type Template struct {
+	Mode          Mode
+	Proposals     []Proposal // ESP or AH, in order of preference
+	PFS           uint16     // key exchange of CREATE_CHILD_SA; KENone for none
+	Lifetime      Lifetime
+	ReplayWindow  uint32
+	ForceEncap    bool // UDP encapsulation even without a NAT
+	AcceptClear   bool // inbound clear packets pass
+	FallbackClear bool // outbound packets go in clear when the peer never answers IKE
+}
+
+// AuthMethod is one way to authenticate, tried in order.
+type AuthMethod struct {
+	PSK string // a secret reference, such as file:web-db.psk or vault:secret/path
+}
+
+// Peer is how to reach and authenticate one IKE peer of a node.
+type Peer struct {
+	Name       string
+	Local      []netip.Addr // this node's addresses, in order of preference
+	Remote     []netip.Addr // the peer's; empty: any, as responder only
+	LocalID    Identity
+	RemoteID   Identity
+	Auth       []AuthMethod
+	Proposals  []Proposal    // IKE, in order of preference
+	Lifetime   time.Duration // of the IKE SA
+	DPD        time.Duration // liveness check when idle this long; 0 for never
+	ForceEncap bool
+}
+
+// Version orders states of a policy store. A feed's versions are comparable
+// only within one Cluster and Epoch; otherwise the reader resynchronises.
+type Version struct {
+	Cluster  string
+	Epoch    uint64
+	Revision uint64
+}
+
+func (v Version) String() string { return fmt.Sprintf("%s/%d/%d", v.Cluster, v.Epoch, v.Revision) }
+
+// NodePolicy is all that policy says for one node: its SPD and its peers.
+type NodePolicy struct {
+	Node      string
+	Version   Version
+	Addresses []netip.Addr
+	Rules     []Rule // by falling Weight
+	Peers     []Peer // by Name
+	Default   Action // for a packet that no rule matches: permit or block
+}

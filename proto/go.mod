@@ -1,0 +1,3 @@
+module github.com/testudo-ipsec/testudo/proto
+
+go 1.26.0

@@ -1,0 +1,19 @@
+module github.com/testudo-ipsec/testudo/services
+
+go 1.26.0
+
+require (
+	github.com/testudo-ipsec/testudo/dataplane v0.0.0
+	github.com/testudo-ipsec/testudo/ipsec v0.0.0
+	github.com/testudo-ipsec/testudo/keymgr v0.0.0
+	github.com/testudo-ipsec/testudo/policyd v0.0.0
+	github.com/testudo-ipsec/testudo/proto v0.0.0
+)
+
+replace (
+	github.com/testudo-ipsec/testudo/dataplane => ../dataplane
+	github.com/testudo-ipsec/testudo/ipsec => ../ipsec
+	github.com/testudo-ipsec/testudo/keymgr => ../keymgr
+	github.com/testudo-ipsec/testudo/policyd => ../policyd
+	github.com/testudo-ipsec/testudo/proto => ../proto
+)
