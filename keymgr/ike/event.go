@@ -1,0 +1,107 @@
+package ike
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Path is the way of an IKE datagram: the node whose worker owns the socket,
+// and both ends as that worker sees them. On local port 4500 the worker adds
+// and removes the non-ESP marker; Data never holds it.
+type Path struct {
+	Node   string
+	Local  netip.AddrPort
+	Remote netip.AddrPort
+}
+
+// Event is what happens to a machine.
+type Event interface{ event() }
+
+type (
+	// Datagram is an IKE message from the network. The machine does not keep Data.
+	Datagram struct {
+		Path Path
+		Data []byte
+	}
+
+	// Timer says that the machine's Deadline has come.
+	Timer struct{}
+
+	// CreateChild asks for a CHILD SA for a rule. On a machine that has not
+	// started it starts IKE_SA_INIT. Packet, when set, is the packet that
+	// raised the acquire: it goes first in the traffic selectors (RFC 7296 §2.9).
+	CreateChild struct {
+		Rule   string
+		Packet *ipsec.Flow
+	}
+
+	// RekeyChild makes a new CHILD SA and then deletes this one.
+	RekeyChild struct{ Child uint64 }
+
+	// RekeyIKE replaces the IKE SA; its CHILD SAs move to the new one.
+	RekeyIKE struct{}
+
+	// DeleteChild closes one CHILD SA with a delete to the peer.
+	DeleteChild struct{ Child uint64 }
+
+	// Terminate closes the IKE SA and all its CHILD SAs.
+	Terminate struct{ Why string }
+
+	// CheckPeer starts a liveness check now.
+	CheckPeer struct{}
+
+	// ChildExpired is a worker's report on one of the machine's SAs.
+	ChildExpired struct {
+		Child uint64
+		Hard  bool
+		Cause string // bytes, packets, time or lease
+	}
+
+	// ChildActivity tells when a CHILD SA last received: inbound traffic is
+	// proof of liveness (RFC 7296 §2.4).
+	ChildActivity struct{ Received time.Time }
+
+	// PolicyChanged replaces the node's policy snapshot. The machine keeps what
+	// still matches and deletes the CHILD SAs whose rule is gone.
+	PolicyChanged struct{ Policy *ipsec.NodePolicy }
+
+	// PSKs answers NeedPSK: candidates, best first; or Err.
+	PSKs struct {
+		ID      uint64
+		Secrets []ipsec.Secret
+		Err     error
+	}
+
+	// KeyExchanged answers NeedKE.
+	KeyExchanged struct {
+		ID     uint64
+		Public []byte       // ours, when the effect asked for it
+		State  ipsec.Secret // private half for a later exchange, when asked for
+		Shared ipsec.Secret // when the effect carried the peer's half
+		Err    error
+	}
+
+	// Installed answers Install: the worker has (Err nil) or has not put all of
+	// the SAs in place.
+	Installed struct {
+		ID  uint64
+		Err error
+	}
+)
+
+func (Datagram) event()      {}
+func (Timer) event()         {}
+func (CreateChild) event()   {}
+func (RekeyChild) event()    {}
+func (RekeyIKE) event()      {}
+func (DeleteChild) event()   {}
+func (Terminate) event()     {}
+func (CheckPeer) event()     {}
+func (ChildExpired) event()  {}
+func (ChildActivity) event() {}
+func (PolicyChanged) event() {}
+func (PSKs) event()          {}
+func (KeyExchanged) event()  {}
+func (Installed) event()     {}

@@ -1,0 +1,46 @@
+package ike
+
+import (
+	"io"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Machine is one IKE SA, of either version.
+type Machine interface {
+	// Handle takes one event and returns effects in the order in which they
+	// must be performed. The slice is the engine's until the next call.
+	Handle(now time.Time, ev Event) []Effect
+	// Deadline is when Timer is due; the zero time for never.
+	Deadline() time.Time
+	// Info is a snapshot for operators; it holds no secret.
+	Info() Info
+}
+
+// Env is what a machine takes from outside: randomness, and numbers that are
+// unique. Its functions are called from Handle only.
+type Env struct {
+	Rand     io.Reader
+	AllocSPI func() ipsec.SPI // an unused inbound SPI of the node
+	NextID   func() uint64    // for ipsec.SAID and CHILD SA numbers; never reused
+}
+
+// Info describes an IKE SA.
+type Info struct {
+	Node      string
+	Peer      string
+	Version   uint8 // 1 or 2
+	Initiator bool
+	State     string // connecting, established, rekeying, deleting or gone
+	LocalSPI  uint64
+	RemoteSPI uint64
+	Path      Path
+	LocalID   string
+	RemoteID  string
+	Suite     ipsec.Suite
+	NAT       string // none, local, remote or both
+	Since     time.Time
+	RekeyAt   time.Time
+	Children  []Child
+}
