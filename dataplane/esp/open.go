@@ -1,0 +1,122 @@
+package esp
+
+import (
+	"crypto/cipher"
+	"crypto/subtle"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Opener verifies and decrypts ESP packets of one inbound SA.
+type Opener struct {
+	transform
+	cbc cbcMode // non-AEAD suites
+}
+
+// NewOpener makes the opener of an inbound ESP SA. It keeps nothing of sa: the
+// caller may wipe the keys afterwards.
+func NewOpener(sa *ipsec.SA) (*Opener, error) {
+	if sa.Direction != ipsec.Inbound {
+		return nil, fmt.Errorf("esp: %s is an SA of direction %s, want in", sa.ID, sa.Direction)
+	}
+	t, err := newTransform(sa)
+	if err != nil {
+		return nil, err
+	}
+	o := &Opener{transform: t}
+	if t.block != nil {
+		var iv [maxIV]byte
+		if o.cbc, err = newCBC(cipher.NewCBCDecrypter(t.block, iv[:])); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+// OpenJob is one packet of a burst: Packet starts at the SPI, Seq is its full
+// sequence number as the replay window inferred it. On return Why says whether
+// Payload, which lies inside Packet, may be used.
+type OpenJob struct {
+	Packet []byte
+	Seq    uint64
+
+	Payload []byte
+	Next    uint8
+	Why     packet.Why
+}
+
+// OpenBurst opens packets of one SA and returns how many went well. Jobs whose
+// Why is set already are left alone.
+func (o *Opener) OpenBurst(jobs []OpenJob) int {
+	n := 0
+	for i := range jobs {
+		j := &jobs[i]
+		if j.Why != packet.WhyOK {
+			continue
+		}
+		if j.Payload, j.Next, j.Why = o.Open(j.Packet, j.Seq); j.Why == packet.WhyOK {
+			n++
+		}
+	}
+	return n
+}
+
+// Open verifies and decrypts a packet in place. seq is the full sequence number;
+// its low half must be the packet's. The payload is a part of b; in tunnel mode
+// it may be longer than the inner packet (traffic-flow padding, RFC 4303 §2.7).
+// After a failure the contents of b are unspecified.
+//
+// An authentic packet with next header 59 gives WhyDummy: its sequence number
+// counts as received, its payload is to be discarded (RFC 4303 §2.6). The same
+// holds for WhyPadding; for all other reasons nothing was authenticated.
+func (o *Opener) Open(b []byte, seq uint64) (payload []byte, next uint8, why packet.Why) {
+	head, icv := o.HeaderLen(), int(o.icv)
+	if len(b) < head+int(o.align)+icv {
+		return nil, 0, packet.WhyShort
+	}
+	if (len(b)-head-icv)%int(o.align) != 0 {
+		return nil, 0, packet.WhyAlign
+	}
+	if binary.BigEndian.Uint32(b) != o.spi {
+		return nil, 0, packet.WhyNoSA
+	}
+	if binary.BigEndian.Uint32(b[4:]) != uint32(seq) || !o.esn && seq>>32 != 0 {
+		return nil, 0, packet.WhySeqRange
+	}
+	body := b[head : len(b)-icv]
+	if o.aead != nil {
+		copy(o.nonce[4:], b[espLen:head])
+		if _, err := o.aead.Open(body[:0], o.nonce[:], b[head:], o.additional(seq)); err != nil {
+			return nil, 0, packet.WhyAuth
+		}
+	} else {
+		want := o.integrity(b[:len(b)-icv], uint32(seq>>32))
+		if subtle.ConstantTimeCompare(want, b[len(b)-icv:]) != 1 {
+			return nil, 0, packet.WhyAuth
+		}
+		o.cbc.SetIV(b[espLen:head])
+		o.cbc.CryptBlocks(body, body)
+	}
+	return untrail(body)
+}
+
+// untrail checks and removes the trailer of a decrypted body.
+func untrail(body []byte) ([]byte, uint8, packet.Why) {
+	pad, next := int(body[len(body)-2]), body[len(body)-1]
+	n := len(body) - 2 - pad
+	if n < 0 {
+		return nil, 0, packet.WhyPadding
+	}
+	for i, p := range body[n : n+pad] {
+		if p != byte(i+1) {
+			return nil, 0, packet.WhyPadding
+		}
+	}
+	if next == packet.ProtoNone {
+		return nil, next, packet.WhyDummy
+	}
+	return body[:n], next, packet.WhyOK
+}

@@ -1,0 +1,225 @@
+package esp
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"hash"
+
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Sealer makes ESP packets of one outbound SA.
+type Sealer struct {
+	transform
+	cbc   cbcMode      // non-AEAD suites
+	ivKey cipher.Block // non-AEAD suites: makes IVs
+	iv    [maxIV]byte
+	last  [2 * maxBlock]byte // the final plaintext blocks of SealFrom under CBC
+}
+
+// cbcMode is what crypto/aes gives for CBC: a mode whose IV can be set again.
+type cbcMode interface {
+	cipher.BlockMode
+	SetIV([]byte)
+}
+
+// NewSealer makes the sealer of an outbound ESP SA. It keeps nothing of sa: the
+// caller may wipe the keys afterwards.
+func NewSealer(sa *ipsec.SA) (*Sealer, error) {
+	if sa.Direction != ipsec.Outbound {
+		return nil, fmt.Errorf("esp: %s is an SA of direction %s, want out", sa.ID, sa.Direction)
+	}
+	t, err := newTransform(sa)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sealer{transform: t}
+	if t.block == nil {
+		return s, nil
+	}
+	var key [16]byte
+	rand.Read(key[:]) // never fails (crypto/rand)
+	defer clear(key[:])
+	if s.ivKey, err = aes.NewCipher(key[:]); err != nil {
+		return nil, fmt.Errorf("esp: key for IVs: %w", err)
+	}
+	if s.cbc, err = newCBC(cipher.NewCBCEncrypter(t.block, s.iv[:])); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Clone makes a sealer of the same SA and keys for another goroutine. The
+// sequence numbers of both come from one reservation.
+func (s *Sealer) Clone() (*Sealer, error) {
+	c := *s
+	if s.block == nil {
+		return &c, nil
+	}
+	var err error
+	if c.mac, err = cloneMAC(s.mac); err != nil {
+		return nil, err
+	}
+	c.cbc, err = newCBC(cipher.NewCBCEncrypter(c.block, c.iv[:]))
+	return &c, err
+}
+
+func cloneMAC(m hash.Hash) (hash.Hash, error) {
+	c, ok := m.(hash.Cloner)
+	if !ok {
+		return nil, fmt.Errorf("esp: this build's HMAC (%T) cannot be cloned", m)
+	}
+	return c.Clone()
+}
+
+func newCBC(m cipher.BlockMode) (cbcMode, error) {
+	c, ok := m.(cbcMode)
+	if !ok {
+		return nil, fmt.Errorf("esp: this build's AES-CBC (%T) cannot set an IV without allocating", m)
+	}
+	return c, nil
+}
+
+// SealJob is one packet of a burst. Dst and Src are as in SealFrom; a nil Src
+// means that the payload lies in place, as in Seal. On return Why says whether
+// it was sealed, and Len how long the ESP packet is.
+type SealJob struct {
+	Dst  []byte
+	Src  []byte
+	Size int // payload octets, when Src is nil
+	Next uint8
+	Seq  uint64
+
+	Len int
+	Why packet.Why
+}
+
+// SealBurst seals packets of one SA and returns how many went well.
+func (s *Sealer) SealBurst(jobs []SealJob) int {
+	n := 0
+	for i := range jobs {
+		j := &jobs[i]
+		if j.Src == nil {
+			j.Len, j.Why = s.Seal(j.Dst, j.Size, j.Next, j.Seq)
+		} else {
+			j.Len, j.Why = s.SealFrom(j.Dst, j.Src, j.Next, j.Seq)
+		}
+		if j.Why == packet.WhyOK {
+			n++
+		}
+	}
+	return n
+}
+
+// Seal makes the packet in place: the payload is the n octets at
+// dst[HeaderLen():], and dst must hold SealedLen(n) octets. It returns the
+// length of the packet.
+//
+// seq must never have been given to a sealer of this SA before.
+func (s *Sealer) Seal(dst []byte, n int, next uint8, seq uint64) (int, packet.Why) {
+	size, why := s.check(dst, n, seq)
+	if why != packet.WhyOK {
+		return 0, why
+	}
+	head, end := s.HeaderLen(), size-int(s.icv)
+	body := dst[head:end]
+	trailer(body, n, next)
+	s.header(dst, seq)
+	if s.aead != nil {
+		s.aead.Seal(body[:0], s.nonce[:], body, s.additional(seq))
+		return size, packet.WhyOK
+	}
+	s.cbc.SetIV(dst[espLen:head])
+	s.cbc.CryptBlocks(body, body)
+	copy(dst[end:size], s.integrity(dst[:end], uint32(seq>>32)))
+	return size, packet.WhyOK
+}
+
+// SealFrom makes the packet at dst out of the payload src elsewhere, with no
+// copy but the cipher's own. dst must hold SealedLen(len(src)) octets and must
+// not overlap src.
+//
+// When cap(src) leaves room for the trailer (TrailerLen octets are enough), an
+// AEAD suite borrows those octets after src during the call and puts their
+// contents back; so segments of one large packet can be sealed one after the
+// other. Without that room the payload is copied to dst first.
+func (s *Sealer) SealFrom(dst, src []byte, next uint8, seq uint64) (int, packet.Why) {
+	size, why := s.check(dst, len(src), seq)
+	if why != packet.WhyOK {
+		return 0, why
+	}
+	head, end := s.HeaderLen(), size-int(s.icv)
+	if s.aead == nil {
+		s.header(dst, seq)
+		s.encryptFrom(dst[head:end], src, next, dst[espLen:head])
+		copy(dst[end:size], s.integrity(dst[:end], uint32(seq>>32)))
+		return size, packet.WhyOK
+	}
+	if cap(src) < end-head {
+		copy(dst[head:], src)
+		return s.Seal(dst, len(src), next, seq)
+	}
+	plain := src[:end-head]
+	var saved [8]byte // an AEAD suite's trailer has at most 5 octets
+	copy(saved[:], plain[len(src):])
+	trailer(plain, len(src), next)
+	s.header(dst, seq)
+	s.aead.Seal(dst[head:head], s.nonce[:], plain, s.additional(seq))
+	copy(plain[len(src):], saved[:])
+	return size, packet.WhyOK
+}
+
+// encryptFrom runs CBC over src into body: whole blocks straight from src, the
+// rest of it together with the trailer.
+func (s *Sealer) encryptFrom(body, src []byte, next uint8, iv []byte) {
+	whole := len(src) / maxBlock * maxBlock
+	last := s.last[:len(body)-whole]
+	copy(last, src[whole:])
+	trailer(last, len(src)-whole, next)
+	s.cbc.SetIV(iv)
+	if whole > 0 {
+		s.cbc.CryptBlocks(body[:whole], src[:whole])
+	}
+	s.cbc.CryptBlocks(body[whole:], last)
+}
+
+func (s *Sealer) check(dst []byte, n int, seq uint64) (size int, why packet.Why) {
+	size = s.SealedLen(n)
+	switch {
+	case n < 0 || len(dst) < size:
+		return 0, packet.WhyNoRoom
+	case seq == 0:
+		return 0, packet.WhySeqZero
+	case !s.esn && seq>>32 != 0:
+		return 0, packet.WhySeqRange
+	}
+	return size, packet.WhyOK
+}
+
+// header writes SPI, sequence number and IV, and leaves an AEAD's nonce in s.
+func (s *Sealer) header(dst []byte, seq uint64) {
+	binary.BigEndian.PutUint32(dst, s.spi)
+	binary.BigEndian.PutUint32(dst[4:], uint32(seq))
+	if s.aead != nil {
+		binary.BigEndian.PutUint64(dst[espLen:], seq)
+		binary.BigEndian.PutUint64(s.nonce[4:], seq)
+		return
+	}
+	binary.BigEndian.PutUint64(s.iv[8:], seq)
+	s.ivKey.Encrypt(dst[espLen:espLen+aes.BlockSize], s.iv[:])
+}
+
+// trailer writes padding 1, 2, 3, …, its length and the next header after the n
+// octets of payload in body (RFC 4303 §2.4).
+func trailer(body []byte, n int, next uint8) {
+	pad := len(body) - n - 2
+	for i := range pad {
+		body[n+i] = byte(i + 1)
+	}
+	body[len(body)-2] = byte(pad)
+	body[len(body)-1] = next
+}
