@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -46,6 +47,22 @@ type (
 	// Spawn hands over the machine of the IKE SA that replaces this one.
 	Spawn struct{ Machine Machine }
 
+	// Move reports that the peer's address or port has changed (RFC 7296
+	// §2.23, dynamic address update): the outbound SAs named go to Remote from
+	// now on. It is not answered.
+	Move struct {
+		SAs    []ipsec.SAID
+		Remote netip.AddrPort
+	}
+
+	// InitialContact reports that the authenticated peer has no other IKE SA
+	// with us (RFC 7296 §2.4): the engine drops older ones of the same
+	// identities, without deletes.
+	InitialContact struct {
+		Peer     string
+		RemoteID ipsec.Identity
+	}
+
 	// Dropped counts a message that was ignored, and why.
 	Dropped struct{ Why string }
 
@@ -69,18 +86,20 @@ type (
 	Done struct{ Why string }
 )
 
-func (Send) effect()        {}
-func (Install) effect()     {}
-func (Remove) effect()      {}
-func (NeedPSK) effect()     {}
-func (NeedKE) effect()      {}
-func (Spawn) effect()       {}
-func (Dropped) effect()     {}
-func (Established) effect() {}
-func (ChildUp) effect()     {}
-func (ChildDown) effect()   {}
-func (Failed) effect()      {}
-func (Done) effect()        {}
+func (Send) effect()           {}
+func (Install) effect()        {}
+func (Remove) effect()         {}
+func (NeedPSK) effect()        {}
+func (NeedKE) effect()         {}
+func (Spawn) effect()          {}
+func (Move) effect()           {}
+func (InitialContact) effect() {}
+func (Dropped) effect()        {}
+func (Established) effect()    {}
+func (ChildUp) effect()        {}
+func (ChildDown) effect()      {}
+func (Failed) effect()         {}
+func (Done) effect()           {}
 
 // Child describes a CHILD SA.
 type Child struct {
