@@ -173,7 +173,10 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformKE, KEX25519, 0}, Name: "x25519", Aliases: []string{"curve25519", "ecp_x25519"}, Standing: StandingShould, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEP256, 0}, Name: "ecp256", Aliases: []string{"p256"}, Standing: StandingShould, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEP384, 0}, Name: "ecp384", Aliases: []string{"p384"}, Standing: StandingMay, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEP521, 0}, Name: "ecp521", Aliases: []string{"p521"}, Standing: StandingMay, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMODP2048, 0}, Name: "modp2048", Standing: StandingMust, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMODP3072, 0}, Name: "modp3072", Standing: StandingMay, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMODP4096, 0}, Name: "modp4096", Standing: StandingMay, Use: UseIKE | UseESP},
 
 	// Extended sequence numbers.
 	{Transform: Transform{TransformESN, ESNYes, 0}, Name: "esn", Standing: StandingMust, Use: UseESP | UseAH},
