@@ -1,0 +1,19 @@
+// Package engine runs IKE machines: it finds the machine a datagram belongs to,
+// performs the effects machines ask for, keeps their timers, decides when to
+// start a negotiation, and keeps workers in line with what was negotiated.
+//
+// Shards. Each shard is one goroutine that owns its machines and one heap of
+// their deadlines; nothing else calls a machine. What shards share (nodes, the
+// SPI index, half-open counts) is behind short mutexes. Lock order: node, then
+// anything else; the others are leaves.
+//
+// Bounds. Datagrams wait in a bounded inbox per shard and are dropped and
+// counted when it is full, so a worker's reader never waits. Answers and
+// commands are not dropped: each is asked for by an effect or an operator, and
+// those are bounded. Half-open machines are bounded globally and per prefix,
+// behind cookies (RFC 7296 §2.6). Slow work runs on bounded pools that serve
+// peers in turn.
+//
+// Failure. A panic in a machine ends that machine only; its SAs go on working
+// until fresh ones replace them. Close deletes nothing: workers keep their SAs.
+package engine
