@@ -85,8 +85,8 @@ func newCBC(m cipher.BlockMode) (cbcMode, error) {
 }
 
 // SealJob is one packet of a burst. Dst and Src are as in SealFrom; a nil Src
-// means that the payload lies in place, as in Seal. On return Why says whether
-// it was sealed, and Len how long the ESP packet is.
+// means that Size octets of payload lie in place, as in Seal. On return Why says
+// whether it was sealed, and Len how long the ESP packet is.
 type SealJob struct {
 	Dst  []byte
 	Src  []byte
@@ -98,11 +98,23 @@ type SealJob struct {
 	Why packet.Why
 }
 
-// SealBurst seals packets of one SA and returns how many went well.
+// Payload is the number of payload octets.
+func (j *SealJob) Payload() int {
+	if j.Src == nil {
+		return j.Size
+	}
+	return len(j.Src)
+}
+
+// SealBurst seals packets of one SA and returns how many went well. Jobs whose
+// Why is set already are left alone.
 func (s *Sealer) SealBurst(jobs []SealJob) int {
 	n := 0
 	for i := range jobs {
 		j := &jobs[i]
+		if j.Why != packet.WhyOK {
+			continue
+		}
 		if j.Src == nil {
 			j.Len, j.Why = s.Seal(j.Dst, j.Size, j.Next, j.Seq)
 		} else {

@@ -1,0 +1,174 @@
+package sad
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// limit is one bound of an SA's lifetime, as a bit of common.raised.
+type limit uint32
+
+const (
+	softBytes limit = 1 << iota
+	softPackets
+	softTime
+	softLease
+	hardBytes
+	hardPackets
+	hardTime
+)
+
+var limitCauses = map[limit]string{
+	softBytes: "bytes", softPackets: "packets", softTime: "time", softLease: "lease",
+	hardBytes: "bytes", hardPackets: "packets", hardTime: "time",
+}
+
+// common is what inbound and outbound SAs share.
+type common struct {
+	sa     ipsec.SA // without keys
+	events *events
+
+	dead   atomic.Uint32 // a packet.Why: 0 while the SA may be used
+	raised atomic.Uint32 // limits reported already
+
+	bytes   atomic.Uint64
+	packets atomic.Uint64
+	errors  atomic.Uint64
+	used    atomic.Int64 // Unix nanoseconds of the last packet; 0 for none
+
+	softAt, hardAt int64 // Unix nanoseconds; 0 for none
+	heapAt         int   // index in deadlines plus 1; 0 when not there
+	due            int64
+}
+
+func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
+	if !sa.Local.IsValid() || !sa.Remote.IsValid() || sa.Local.Is4() != sa.Remote.Is4() {
+		return fmt.Errorf("sad: %s has outer addresses %s and %s; want two of one family", sa.ID, sa.Local, sa.Remote)
+	}
+	if sa.Mode != ipsec.ModeTunnel && sa.Mode != ipsec.ModeTransport {
+		return fmt.Errorf("sad: %s has mode %s, want tunnel or transport", sa.ID, sa.Mode)
+	}
+	if len(sa.Selectors) == 0 {
+		return fmt.Errorf("sad: %s has no selectors, so nothing could pass the inner check (RFC 4301 §5.2)", sa.ID)
+	}
+	for _, s := range sa.Selectors {
+		for _, t := range []ipsec.TrafficSelector{s.Local, s.Remote} {
+			if err := t.Valid(); err != nil {
+				return fmt.Errorf("sad: %s: selector %s: %w", sa.ID, s, err)
+			}
+		}
+	}
+	if l := sa.Lifetime; l.TimeSoft < 0 || l.TimeHard < 0 {
+		return fmt.Errorf("sad: %s has a negative lifetime (soft %s, hard %s)", sa.ID, l.TimeSoft, l.TimeHard)
+	}
+	c.sa = *sa
+	c.sa.EncrKey, c.sa.IntegKey = ipsec.Secret{}, ipsec.Secret{}
+	c.events = e
+	if d := sa.Lifetime.TimeSoft; d != 0 {
+		c.softAt = now.Add(d).UnixNano()
+	}
+	if d := sa.Lifetime.TimeHard; d != 0 {
+		c.hardAt = now.Add(d).UnixNano()
+	}
+	return nil
+}
+
+// SA is the SA's description, without keys. It must not be changed.
+func (c *common) SA() *ipsec.SA { return &c.sa }
+
+// usable says whether the SA may be used at now, and why not.
+func (c *common) usable(now int64) packet.Why {
+	if why := packet.Why(c.dead.Load()); why != packet.WhyOK {
+		return why
+	}
+	if c.hardAt != 0 && now >= c.hardAt {
+		c.meet(hardTime)
+		return packet.WhyHardTime
+	}
+	return packet.WhyOK
+}
+
+// die ends the SA's use for good. The first reason stays.
+func (c *common) die(why packet.Why) { c.dead.CompareAndSwap(0, uint32(why)) }
+
+// meet reports a limit, once, and ends the SA when it is a hard one.
+func (c *common) meet(l limit) {
+	switch l {
+	case hardBytes:
+		c.die(packet.WhyHardBytes)
+	case hardPackets:
+		c.die(packet.WhyHardPackets)
+	case hardTime:
+		c.die(packet.WhyHardTime)
+	}
+	if c.raised.Or(uint32(l))&uint32(l) == 0 {
+		c.events.push(ipsec.Expiry{ID: c.sa.ID, Hard: l >= hardBytes, Cause: limitCauses[l]})
+	}
+}
+
+// counted raises the limits that the totals have reached.
+func (c *common) counted(bytes, packets uint64) {
+	l := &c.sa.Lifetime
+	if l.Bytes.Soft != 0 && bytes >= l.Bytes.Soft {
+		c.meet(softBytes)
+	}
+	if l.Packets.Soft != 0 && packets >= l.Packets.Soft {
+		c.meet(softPackets)
+	}
+	if l.Bytes.Hard != 0 && bytes >= l.Bytes.Hard {
+		c.meet(hardBytes)
+	}
+	if l.Packets.Hard != 0 && packets >= l.Packets.Hard {
+		c.meet(hardPackets)
+	}
+}
+
+func (c *common) counters(top uint64) ipsec.SACounters {
+	r := ipsec.SACounters{
+		ID:      c.sa.ID,
+		Bytes:   c.bytes.Load(),
+		Packets: c.packets.Load(),
+		Top:     top,
+		Errors:  c.errors.Load(),
+	}
+	if t := c.used.Load(); t != 0 {
+		r.Used = time.Unix(0, t)
+	}
+	return r
+}
+
+// Permits reports whether a packet may travel on this SA (RFC 4301 §5.2). A
+// packet without ports (a later fragment, or a protocol that has none) matches
+// only selectors whose ports are ANY or OPAQUE (RFC 4301 §4.4.1.1, §7).
+func (c *common) Permits(h *packet.Header, f ipsec.Flow) bool {
+	for i := range c.sa.Selectors {
+		s := &c.sa.Selectors[i]
+		if h.HasPorts && !s.Local.Opaque() && !s.Remote.Opaque() {
+			if s.Matches(f) {
+				return true
+			}
+			continue
+		}
+		if permitsPorts(h, &s.Local, f.Protocol, f.LocalPort) && permitsPorts(h, &s.Remote, f.Protocol, f.RemotePort) &&
+			s.Local.ContainsAddr(f.Local) && s.Remote.ContainsAddr(f.Remote) {
+			return true
+		}
+	}
+	return false
+}
+
+// permitsPorts looks at protocol and port of one side. OPAQUE means that the
+// port is not to be had: it matches only packets without ports.
+func permitsPorts(h *packet.Header, t *ipsec.TrafficSelector, proto uint8, port uint16) bool {
+	if t.Protocol != 0 && t.Protocol != proto {
+		return false
+	}
+	if h.HasPorts {
+		return !t.Opaque() && port >= t.PortFirst && port <= t.PortLast
+	}
+	return t.AnyPort() || t.Opaque()
+}

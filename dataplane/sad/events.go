@@ -1,0 +1,34 @@
+package sad
+
+import (
+	"sync"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// events keeps the limits that were met until the control side takes them. It
+// is bounded by the number of SAs times the number of limits, as each is raised
+// once; so nothing has to be thrown away and the packet path never waits.
+type events struct {
+	mu      sync.Mutex
+	pending []ipsec.Expiry
+	wake    chan struct{}
+}
+
+func (e *events) push(x ipsec.Expiry) {
+	e.mu.Lock()
+	e.pending = append(e.pending, x)
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *events) take() []ipsec.Expiry {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := e.pending
+	e.pending = nil
+	return out
+}

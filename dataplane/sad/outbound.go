@@ -1,0 +1,188 @@
+package sad
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/dataplane/esp"
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Outbound is an SA that this host sends on.
+type Outbound struct {
+	common
+	leases leases
+
+	mu     sync.Mutex // guards sealer, which is only ever cloned
+	sealer *esp.Sealer
+}
+
+func newOutbound(sa *ipsec.SA, now time.Time, e *events) (*Outbound, error) {
+	o := &Outbound{}
+	if err := o.init(sa, now, e); err != nil {
+		return nil, err
+	}
+	var err error
+	if o.sealer, err = esp.NewSealer(sa); err != nil {
+		return nil, fmt.Errorf("sad: %w", err)
+	}
+	o.leases.max = 1 << 32 // Last is exclusive: numbers to 2^32-1
+	if sa.Suite.ESN {
+		o.leases.max = 1<<64 - 1
+	}
+	if sa.Lease != (ipsec.Lease{}) {
+		if err := o.AddLease(sa.Lease); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+// AddLease queues a further range of sequence numbers.
+func (o *Outbound) AddLease(l ipsec.Lease) error {
+	if err := o.leases.add(l); err != nil {
+		return fmt.Errorf("sad: %s: %w", o.sa.ID, err)
+	}
+	o.raised.And(^uint32(softLease))
+	return nil
+}
+
+// NewSealer makes a sealer for one goroutine.
+func (o *Outbound) NewSealer() (*esp.Sealer, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.sealer.Clone()
+}
+
+// Usable says whether the SA may be used at now, and if not, why. Lack of a
+// lease does not count.
+func (o *Outbound) Usable(now int64) packet.Why { return o.usable(now) }
+
+// SealBurst reserves sequence numbers for the jobs, charges the lifetime, and
+// seals. It returns how many went well; each other job's Why says why it did
+// not. Jobs whose Why is set already are left alone.
+func (o *Outbound) SealBurst(now int64, s *esp.Sealer, jobs []esp.SealJob) int {
+	want := o.Reserve(now, jobs)
+	if want == 0 {
+		return 0
+	}
+	n := s.SealBurst(jobs)
+	if n < want {
+		o.errors.Add(uint64(want - n))
+	}
+	return n
+}
+
+// Reserve gives each job a sequence number and charges it to the lifetime,
+// before anything is sealed, so that neither a lease nor a hard limit is
+// overrun, however many goroutines share the SA. It returns how many jobs were
+// served, in order; the others get the reason. Numbers reserved but not sealed
+// are lost, never used again.
+func (o *Outbound) Reserve(now int64, jobs []esp.SealJob) int {
+	if why := o.usable(now); why != packet.WhyOK {
+		o.refuse(jobs, why)
+		return 0
+	}
+	count := 0
+	for i := range jobs {
+		if jobs[i].Why == packet.WhyOK {
+			count++
+		}
+	}
+	if count == 0 {
+		return 0
+	}
+	served := 0
+	for at := 0; served < count; {
+		first, granted, low := o.leases.take(uint64(count - served))
+		if low {
+			o.meet(softLease)
+		}
+		if granted == 0 {
+			o.refuse(jobs[at:], packet.WhyNoLease)
+			break
+		}
+		served += int(granted)
+		for ; granted > 0; at++ {
+			if jobs[at].Why == packet.WhyOK {
+				jobs[at].Seq = first
+				first++
+				granted--
+			}
+		}
+	}
+	if served == 0 {
+		return 0
+	}
+	o.used.Store(now)
+	return o.charge(jobs, served)
+}
+
+// charge counts the served jobs against the lifetime. Those that would overrun
+// a hard limit are refused, which ends the SA; so numbers wasted here are no loss.
+func (o *Outbound) charge(jobs []esp.SealJob, served int) int {
+	l := &o.sa.Lifetime
+	if l.Bytes.Hard == 0 && l.Packets.Hard == 0 {
+		var bytes uint64
+		for i := range jobs {
+			if jobs[i].Why == packet.WhyOK {
+				bytes += uint64(jobs[i].Payload())
+			}
+		}
+		o.counted(o.bytes.Add(bytes), o.packets.Add(uint64(served)))
+		return served
+	}
+	done := 0
+	for i := range jobs {
+		if jobs[i].Why != packet.WhyOK {
+			continue
+		}
+		if why := o.spend(uint64(jobs[i].Payload())); why != packet.WhyOK {
+			o.refuse(jobs[i:], why)
+			break
+		}
+		done++
+	}
+	return done
+}
+
+// spend charges one packet under hard limits.
+func (o *Outbound) spend(size uint64) packet.Why {
+	l := &o.sa.Lifetime
+	packets := o.packets.Add(1)
+	if l.Packets.Hard != 0 && packets > l.Packets.Hard {
+		o.packets.Add(^uint64(0))
+		o.meet(hardPackets)
+		return packet.WhyHardPackets
+	}
+	bytes := o.bytes.Add(size)
+	if l.Bytes.Hard != 0 && bytes > l.Bytes.Hard {
+		o.bytes.Add(-size)
+		o.packets.Add(^uint64(0))
+		o.meet(hardBytes)
+		return packet.WhyHardBytes
+	}
+	o.counted(bytes, packets)
+	return packet.WhyOK
+}
+
+// refuse marks jobs as dropped.
+func (o *Outbound) refuse(jobs []esp.SealJob, why packet.Why) {
+	n := uint64(0)
+	for i := range jobs {
+		if jobs[i].Why == packet.WhyOK {
+			jobs[i].Why, jobs[i].Len = why, 0
+			n++
+		}
+	}
+	o.errors.Add(n)
+}
+
+// Counters is what the SA has counted. Top is the highest sequence number
+// reserved.
+func (o *Outbound) Counters() ipsec.SACounters { return o.counters(o.leases.used()) }
+
+// LeaseLeft is how many sequence numbers may still be taken.
+func (o *Outbound) LeaseLeft() uint64 { return o.leases.left() }
