@@ -1,0 +1,72 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Encrypted is the SK payload (RFC 7296 §3.14) as it stands in the datagram:
+//
+//	                     1                   2                   3
+//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	| Next Payload  |C|  RESERVED   |         Payload Length        |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|                     Initialization Vector                     |
+//	|         (length is block size for encryption algorithm)       |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	~                    Encrypted IKE Payloads                     ~
+//	+               +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	|               |             Padding (0-255 octets)            |
+//	+-+-+-+-+-+-+-+-+                               +-+-+-+-+-+-+-+-+
+//	|                                               |  Pad Length   |
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//	~                    Integrity Checksum Data                    ~
+//	+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//
+// or one fragment of it, the SKF payload (RFC 7383 §2.5), which has
+//
+//	|        Fragment Number        |        Total Fragments        |
+//
+// before the Initialization Vector.
+type Encrypted struct {
+	PayloadType PayloadType // TypeSK or TypeSKF
+	Inner       PayloadType // of the first payload inside; zero in all fragments but the first
+	Fragment    uint16      // SKF: from 1
+	Total       uint16      // SKF
+	Body        []byte      // IV, ciphertext, ICV
+}
+
+func (p *Encrypted) Type() PayloadType { return p.PayloadType }
+
+func (p *Encrypted) appendBody(dst []byte) []byte {
+	if p.PayloadType == TypeSKF {
+		dst = binary.BigEndian.AppendUint16(dst, p.Fragment)
+		dst = binary.BigEndian.AppendUint16(dst, p.Total)
+	}
+	return append(dst, p.Body...)
+}
+
+func (p *Encrypted) String() string {
+	if p.PayloadType == TypeSKF {
+		return fmt.Sprintf("SKF(%d/%d, %d)", p.Fragment, p.Total, len(p.Body))
+	}
+	return fmt.Sprintf("SK(%d)", len(p.Body))
+}
+
+func parseEncrypted(t, inner PayloadType, body []byte) (*Encrypted, error) {
+	p := &Encrypted{PayloadType: t, Inner: inner, Body: body}
+	if t == TypeSK {
+		return p, nil
+	}
+	r := &reader{b: body, what: t.String()}
+	p.Fragment, p.Total = r.u16(), r.u16()
+	if r.err == nil && (p.Fragment == 0 || p.Fragment > p.Total) {
+		r.fail("fragment %d of %d", p.Fragment, p.Total)
+	}
+	p.Body = r.rest()
+	if r.err != nil {
+		return nil, r.err
+	}
+	return p, nil
+}
