@@ -54,6 +54,10 @@ type Header struct {
 	SrcPort  uint16
 	DstPort  uint16
 
+	// Routed says that an IPv6 routing header has segments left: the destination
+	// address is not yet the final one.
+	Routed bool
+
 	// Length is the packet's own idea of its length; octets after it are link
 	// or traffic-flow padding and not part of the packet.
 	Length int
@@ -143,6 +147,9 @@ func parse6(b []byte) (Header, Why) {
 			}
 			size = int(b[at+1])*8 + 8
 			movesInsert = next != ProtoDestOpts
+			if next == ProtoRouting && b[at+3] != 0 {
+				h.Routed = true
+			}
 		case ProtoFragment:
 			size = 8
 			if at+8 > total {
