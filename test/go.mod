@@ -2,14 +2,9 @@ module github.com/testudo-ipsec/testudo/test
 
 go 1.26.0
 
-require (
-	github.com/testudo-ipsec/testudo/dataplane v0.0.0
-	github.com/testudo-ipsec/testudo/ipsec v0.0.0
-	github.com/testudo-ipsec/testudo/keymgr v0.0.0
-	github.com/testudo-ipsec/testudo/policyd v0.0.0
-	github.com/testudo-ipsec/testudo/proto v0.0.0
-	github.com/testudo-ipsec/testudo/services v0.0.0
-)
+require github.com/testudo-ipsec/testudo/ipsec v0.0.0
+
+require golang.org/x/sys v0.49.0
 
 replace (
 	github.com/testudo-ipsec/testudo/dataplane => ../dataplane
