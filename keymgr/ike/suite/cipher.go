@@ -1,0 +1,223 @@
+package suite
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// The two outcomes of a bad Encrypted payload. Tell them apart with errors.Is.
+var (
+	// ErrIntegrity: the message is not known to be from the peer. Drop it and
+	// leave all state untouched (RFC 7296 §2.21.4).
+	ErrIntegrity = errors.New("integrity check failed")
+	// ErrPadding: the peer sent it, and its padding is not well-formed.
+	ErrPadding = errors.New("malformed padding")
+)
+
+// encrRow makes either a block cipher, used in CBC mode, or an AEAD.
+type encrRow struct {
+	block func(key []byte) (cipher.Block, error)
+	aead  func(key []byte) (cipher.AEAD, error)
+}
+
+var encrRows = map[uint16]encrRow{
+	ipsec.EncrAESCBC:           {block: aes.NewCipher},
+	ipsec.EncrAESGCM16:         {aead: newGCM},
+	ipsec.EncrChaCha20Poly1305: {aead: chacha20poly1305.New},
+}
+
+func newGCM(key []byte) (cipher.AEAD, error) {
+	b, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(b)
+}
+
+// Cipher protects the Encrypted payloads (SK, and SKF of RFC 7383) of one
+// direction of an IKE SA. What follows the payload header is
+//
+//	IV | ciphertext of (payloads | padding | pad length) | ICV
+//
+// with the ICV over the message from the first octet of the IKE header to the
+// end of the ciphertext (RFC 7296 §3.14), or the AEAD's associated data from
+// there to the last octet of the payload header (RFC 5282 §5.1). Either way
+// that first stretch is the aad of Seal and Open; its length fields must be
+// final, and SealedLen tells them.
+//
+// A Cipher is not safe for concurrent use.
+type Cipher struct {
+	next uint64 // the IV of the next Seal, AEAD only; see NextIV
+	k    *cipherKeys
+}
+
+// cipherKeys keeps all that is secret behind pointers of its own; see doc.go.
+type cipherKeys struct {
+	alg   *ipsec.Algorithm
+	block cipher.Block
+	integ *Integ // with block
+	aead  cipher.AEAD
+	nonce *[12]byte // salt | IV (RFC 5282 §4, RFC 7634 §2)
+	icv   int
+}
+
+const saltLen = 4
+
+// NewCipher makes the cipher of one direction from its SK_e, with the salt after
+// the key for an AEAD (RFC 5282 §7.1), and its SK_a. With an AEAD integ is the
+// zero Transform or NONE, and ska is empty.
+func NewCipher(encr, integ ipsec.Transform, ske, ska ipsec.Secret) (*Cipher, error) {
+	row, a, err := find(ipsec.TransformENCR, encr, encrRows)
+	if err != nil {
+		return nil, err
+	}
+	if err := keyLength("SK_e", a, ske); err != nil {
+		return nil, err
+	}
+	k := &cipherKeys{alg: a, icv: a.ICVLen}
+	key := ske.Reveal()
+	if row.aead != nil {
+		if integ.ID != ipsec.IntegNone || !ska.IsZero() {
+			return nil, fmt.Errorf("%s protects integrity itself; got %s and an SK_a of %d octets, want neither (RFC 5282 §8)", a.Name, integ, ska.Len())
+		}
+		if k.aead, err = row.aead(key[:a.KeyLen]); err != nil {
+			return nil, fmt.Errorf("%s: %w", a.Name, err)
+		}
+		k.nonce = new([12]byte)
+		copy(k.nonce[:saltLen], key[a.KeyLen:])
+		return &Cipher{next: 1, k: k}, nil
+	}
+	if k.block, err = row.block(key); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.Name, err)
+	}
+	if k.integ, err = NewInteg(integ, ska); err != nil {
+		return nil, fmt.Errorf("%s needs integrity protection: %w", a.Name, err)
+	}
+	k.icv = k.integ.ICVLen()
+	return &Cipher{next: 1, k: k}, nil
+}
+
+// IVLen is the length of the explicit IV in octets.
+func (c *Cipher) IVLen() int { return c.k.alg.IVLen }
+
+// ICVLen is the length of the ICV in octets.
+func (c *Cipher) ICVLen() int { return c.k.icv }
+
+// Block is the multiple, in octets, to which padding fills the plaintext.
+func (c *Cipher) Block() int { return c.k.alg.Block }
+
+// Overhead is the most that Seal adds to a plaintext.
+func (c *Cipher) Overhead() int { return c.IVLen() + c.Block() + c.ICVLen() }
+
+// SealedLen is what Seal appends for n octets of payloads: the Payload Length
+// of the Encrypted payload without its header.
+func (c *Cipher) SealedLen(n int) int {
+	return c.IVLen() + n + c.padding(n) + 1 + c.ICVLen()
+}
+
+// MaxPlaintext is the most octets of payloads that fit when Seal may append n
+// octets, 0 when none do. It sizes the fragments of RFC 7383 §2.5.2.
+func (c *Cipher) MaxPlaintext(n int) int {
+	room := n - c.IVLen() - c.ICVLen()
+	return max(0, room-room%c.Block()-1)
+}
+
+// padding is the minimal Pad Length for n octets of payloads.
+func (c *Cipher) padding(n int) int {
+	return c.Block() - 1 - n%c.Block()
+}
+
+// NextIV is the counter that the next Seal uses as its explicit IV under an
+// AEAD. A key with a repeated IV is a broken key, so a saved IKE SA must be read
+// back with a counter no lower than any used: save it before the message
+// leaves, or save a value ahead of it. The first one is 1; with CBC it stays 1.
+func (c *Cipher) NextIV() uint64 { return c.next }
+
+// SetNextIV moves the counter forward; it refuses to go back.
+func (c *Cipher) SetNextIV(n uint64) error {
+	if n < c.next {
+		return fmt.Errorf("IV counter of %s set to %d, want at least %d: an IV is never used twice", c.k.alg.Name, n, c.next)
+	}
+	c.next = n
+	return nil
+}
+
+// Seal appends the protected form of plaintext (the chain of IKE payloads) to
+// dst and returns the longer slice. aad may be dst itself, as it is when a
+// message is built in place; plaintext must not share memory with dst. random
+// gives the IV in CBC mode and is not read otherwise.
+func (c *Cipher) Seal(random io.Reader, dst, aad, plaintext []byte) ([]byte, error) {
+	k := c.k
+	if k.aead != nil && c.next == math.MaxUint64 {
+		return nil, fmt.Errorf("%s: all IVs of this key are used; rekey the IKE SA", k.alg.Name)
+	}
+	start, n := len(dst), c.SealedLen(len(plaintext))
+	out := slices.Grow(dst, n)[:start+n]
+	body := out[start:]
+	iv, inner := body[:c.IVLen()], body[c.IVLen():n-k.icv]
+	clear(inner[copy(inner, plaintext):])
+	inner[len(inner)-1] = byte(c.padding(len(plaintext)))
+
+	if k.aead != nil {
+		binary.BigEndian.PutUint64(iv, c.next)
+		c.next++
+		copy(k.nonce[saltLen:], iv)
+		k.aead.Seal(inner[:0], k.nonce[:], inner, aad)
+		return out, nil
+	}
+	// Unpredictable, not only unique (RFC 7296 §3.14).
+	if _, err := io.ReadFull(random, iv); err != nil {
+		return nil, fmt.Errorf("random IV for %s: %w", k.alg.Name, err)
+	}
+	cipher.NewCBCEncrypter(k.block, iv).CryptBlocks(inner, inner)
+	k.integ.Sum(body[:n-k.icv], aad, body[:n-k.icv])
+	return out, nil
+}
+
+// Open checks and decrypts what follows the header of an Encrypted payload, and
+// appends the payloads in it, without padding, to dst. dst must not share
+// memory with body. On an error (ErrIntegrity or ErrPadding) nothing is
+// appended.
+func (c *Cipher) Open(dst, aad, body []byte) ([]byte, error) {
+	k := c.k
+	least := c.SealedLen(0)
+	if len(body) < least || (len(body)-least)%c.Block() != 0 {
+		return nil, fmt.Errorf("%w: encrypted payload of %d octets, want %d or more in steps of %d for %s", ErrIntegrity, len(body), least, c.Block(), k.alg.Name)
+	}
+	iv, sealed := body[:c.IVLen()], body[c.IVLen():]
+	start := len(dst)
+	var out []byte
+	if k.aead != nil {
+		copy(k.nonce[saltLen:], iv)
+		var err error
+		if out, err = k.aead.Open(dst, k.nonce[:], sealed, aad); err != nil {
+			return nil, fmt.Errorf("%w: %s", ErrIntegrity, k.alg.Name)
+		}
+	} else {
+		end := len(body) - k.icv
+		if !k.integ.Verify(body[end:], aad, body[:end]) {
+			return nil, fmt.Errorf("%w: %s", ErrIntegrity, k.alg.Name)
+		}
+		out = append(dst, body[c.IVLen():end]...)
+		cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(out[start:], out[start:])
+	}
+	// The recipient accepts any pad length that gives proper alignment
+	// (RFC 7296 §3.14), and any padding.
+	pad := int(out[len(out)-1])
+	n := len(out) - start - 1 - pad
+	if n < 0 {
+		clear(out[start:])
+		return nil, fmt.Errorf("%w: pad length %d in a plaintext of %d octets (RFC 7296 §3.14)", ErrPadding, pad, len(out)-start)
+	}
+	return out[:start+n], nil
+}

@@ -1,0 +1,119 @@
+package suite
+
+import (
+	"bytes"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+func TestPRFVectorsOfRFC4231(t *testing.T) {
+	for i, v := range readVectors(t, "rfc4231.txt", 7) {
+		for j, name := range []string{"prfsha256", "prfsha384", "prfsha512"} {
+			got := hex.EncodeToString(newPRF(t, name).Sum(secret(t, v[0]), unhex(t, v[1])))
+			want := v[2+j]
+			if !strings.HasPrefix(got, want) || len(want) < 32 {
+				t.Errorf("test case %d, %s: got %s, want %s", i+1, name, got, want)
+			}
+		}
+	}
+}
+
+func TestPRFSumConcatenatesItsParts(t *testing.T) {
+	p := newPRF(t, "prfsha256")
+	key := ipsec.NewSecret([]byte("k"))
+	if whole, parts := p.Sum(key, []byte("abcdef")), p.Sum(key, []byte("ab"), nil, []byte("cdef")); !bytes.Equal(whole, parts) {
+		t.Errorf("got %x in parts, want %x", parts, whole)
+	}
+}
+
+// T1 = prf (K, S | 0x01), Tn = prf (K, Tn-1 | S | n) (RFC 7296 §2.13), here with
+// Sum alone.
+func TestPlusIsTheIterationOfRFC7296Section2_13(t *testing.T) {
+	for _, name := range []string{"prfsha256", "prfsha384", "prfsha512"} {
+		p := newPRF(t, name)
+		key, seed := ipsec.NewSecret([]byte("key")), []byte("seed")
+		var want, previous []byte
+		for i := range 255 {
+			previous = p.Sum(key, previous, seed, []byte{byte(i + 1)})
+			want = append(want, previous...)
+		}
+		for _, n := range []int{0, 1, p.Size() - 1, p.Size(), p.Size() + 1, 3 * p.Size(), 255 * p.Size()} {
+			got, err := p.Plus(key, seed, n)
+			if err != nil || !bytes.Equal(got.Reveal(), want[:n]) {
+				t.Errorf("%s: %d octets of prf+ differ (error %v)", name, n, err)
+			}
+		}
+		for _, n := range []int{-1, 255*p.Size() + 1} {
+			if _, err := p.Plus(key, seed, n); err == nil {
+				t.Errorf("%s: prf+ for %d octets was given", name, n)
+			}
+		}
+	}
+}
+
+func TestIntegVectorsOfRFC4868(t *testing.T) {
+	names := map[string]string{"AUTH256": "sha256", "AUTH384": "sha384", "AUTH512": "sha512"}
+	for _, v := range readVectors(t, "rfc4868.txt", 12) {
+		name := names[v[0][:7]]
+		data, icv := unhex(t, v[2]), unhex(t, v[4])
+		g, err := NewInteg(transform(t, name), secret(t, v[1]))
+		if err != nil {
+			t.Fatalf("%s: %v", v[0], err)
+		}
+		if got := g.Sum([]byte("x"), data[:3], data[3:]); !bytes.Equal(got, slices.Concat([]byte("x"), icv)) {
+			t.Errorf("%s: got %x, want x and %x", v[0], got, icv)
+		}
+		if !g.Verify(icv, data) {
+			t.Errorf("%s: ICV does not verify", v[0])
+		}
+		for i := range icv {
+			bad := slices.Clone(icv)
+			bad[i] ^= 1
+			if g.Verify(bad, data) {
+				t.Fatalf("%s: ICV with octet %d changed verifies", v[0], i)
+			}
+		}
+		if g.Verify(icv[:len(icv)-1], data) || g.Verify(nil, data) || g.Verify(unhex(t, v[3])[:len(icv)+1], data) {
+			t.Errorf("%s: an ICV of another length verifies", v[0])
+		}
+		if len(icv) != g.ICVLen() {
+			t.Errorf("%s: ICVLen %d, want %d", v[0], g.ICVLen(), len(icv))
+		}
+	}
+}
+
+func TestConstructorsRefuseByName(t *testing.T) {
+	key := func(n int) ipsec.Secret { return ipsec.NewSecret(make([]byte, n)) }
+	aes, gcm, sha := transform(t, "aes128"), transform(t, "aes128gcm16"), transform(t, "sha256")
+	prf := func(x ipsec.Transform) error { _, err := NewPRF(x); return err }
+	integ := func(x ipsec.Transform, k ipsec.Secret) error { _, err := NewInteg(x, k); return err }
+	encr := func(e, i ipsec.Transform, ske, ska ipsec.Secret) error {
+		_, err := NewCipher(e, i, ske, ska)
+		return err
+	}
+	for name, c := range map[string]struct {
+		err  error
+		want string
+	}{
+		"unknown PRF":           {prf(ipsec.Transform{Type: ipsec.TransformPRF, ID: ipsec.PRFAES128CMAC}), "PRF-8 is not implemented for IKE; want one of prfsha256"},
+		"integrity as PRF":      {prf(sha), "sha256 is not implemented"},
+		"PRF with a key length": {prf(ipsec.Transform{Type: ipsec.TransformPRF, ID: ipsec.PRFHMACSHA2256, KeyBits: 256}), "is not implemented"},
+		"short integrity key":   {integ(sha, key(31)), "has 31 octets, want 32"},
+		"short SK_a":            {encr(aes, sha, key(16), key(31)), "integrity key for sha256 has 31 octets"},
+		"short SK_e":            {encr(aes, sha, key(15), key(32)), "SK_e for aes128 has 15 octets, want 16"},
+		"SK_e without salt":     {encr(gcm, ipsec.Transform{}, key(16), key(0)), "has 16 octets, want 20 (key 16, salt 4)"},
+		"AEAD with integrity":   {encr(gcm, sha, key(20), key(0)), "protects integrity itself"},
+		"AEAD with SK_a":        {encr(gcm, ipsec.Transform{}, key(20), key(32)), "protects integrity itself"},
+		"CBC alone":             {encr(aes, ipsec.Transform{}, key(16), key(0)), "needs integrity protection"},
+		"3DES":                  {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.Encr3DES}, sha, key(24), key(32)), "ENCR-3 is not implemented"},
+		"AES without length":    {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.EncrAESCBC}, sha, key(16), key(32)), "is not implemented"},
+	} {
+		if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
+			t.Errorf("%s: got error %v, want one with %q", name, c.err, c.want)
+		}
+	}
+}
