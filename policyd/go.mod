@@ -4,8 +4,7 @@ go 1.26.0
 
 require (
 	github.com/testudo-ipsec/testudo/ipsec v0.0.0
+	go.yaml.in/yaml/v3 v3.0.6
 )
 
-replace (
-	github.com/testudo-ipsec/testudo/ipsec => ../ipsec
-)
+replace github.com/testudo-ipsec/testudo/ipsec => ../ipsec

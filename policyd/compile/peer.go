@@ -1,0 +1,115 @@
+package compile
+
+import (
+	"net/netip"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/policyd/model"
+)
+
+// peerRef is who is at the other end: a node, an address of nobody known, or
+// anybody at all (the zero value).
+type peerRef struct {
+	node *model.Node
+	addr netip.Addr
+}
+
+// AnyPeer is the name of the peer that only answers.
+const AnyPeer = "any"
+
+func (p peerRef) String() string {
+	switch {
+	case p.node != nil:
+		return p.node.Name
+	case p.addr.IsValid():
+		return p.addr.String()
+	}
+	return AnyPeer
+}
+
+// authUse is the rule that first said how to authenticate a peer.
+type authUse struct {
+	name string
+	rule *model.Rule
+}
+
+// peer returns the name of the profile to negotiate with for a target, making
+// the profile when it is new.
+func (b *builder) peer(j job, t target) string {
+	b.checkAuth(j, t.peer)
+	name, is4 := t.peer.String(), t.is4()
+	if j.action.Template.Mode == ipsec.ModeTunnel {
+		is4 = b.outerFamily(j, t.peer)
+	}
+	if t.peer.node != nil && !is4 {
+		name += "/v6"
+	}
+	p := b.peers[name]
+	if p == nil {
+		p = b.profile(name, t.peer, is4)
+		p.Auth = b.c.set.Authentications[j.rule.Authentication].Methods
+		b.peers[name] = p
+	}
+	p.ForceEncap = p.ForceEncap || j.action.Template.ForceEncap
+	return name
+}
+
+func (b *builder) profile(name string, ref peerRef, is4 bool) *ipsec.Peer {
+	k := b.policy.KeyExchange
+	p := &ipsec.Peer{Name: name, LocalID: b.node.Identity, Proposals: k.Suites, Lifetime: k.Lifetime, DPD: k.DPD}
+	switch {
+	case ref.node != nil:
+		p.Local, p.Remote, p.RemoteID = ofFamily(b.node.Addresses, is4), ofFamily(ref.node.Addresses, is4), ref.node.Identity
+	case ref.addr.IsValid():
+		p.Local, p.Remote, p.RemoteID = ofFamily(b.node.Addresses, is4), []netip.Addr{ref.addr}, ipsec.AddrIdentity(ref.addr)
+	default:
+		p.Local = b.node.Addresses
+	}
+	return p
+}
+
+// outerFamily is the family of a tunnel's ends: the first of the node's own
+// that the peer has too.
+func (b *builder) outerFamily(j job, ref peerRef) (is4 bool) {
+	remote := []netip.Addr{ref.addr}
+	switch {
+	case ref.node != nil:
+		remote = ref.node.Addresses
+	case !ref.addr.IsValid():
+		return b.node.Addresses[0].Is4()
+	}
+	for _, a := range b.node.Addresses {
+		if len(ofFamily(remote, a.Is4())) > 0 {
+			return a.Is4()
+		}
+	}
+	b.errs.once("family "+b.node.Name+" "+ref.String(), j.rule.Pos, "",
+		"rule %q: node %q and tunnel peer %s have no address family in common; give one of them an address of the other's family", j.rule.Name, b.node.Name, ref)
+	return true
+}
+
+func ofFamily(all []netip.Addr, is4 bool) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range all {
+		if a.Is4() == is4 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// checkAuth keeps one remote to one way of authenticating: which rule an IKE
+// SA is for is not known when its peer has to be authenticated.
+func (b *builder) checkAuth(j job, ref peerRef) {
+	remote := ref.String()
+	first, ok := b.auth[remote]
+	if !ok {
+		b.auth[remote] = authUse{j.rule.Authentication, j.rule}
+		return
+	}
+	if first.name != j.rule.Authentication {
+		b.errs.once("auth "+j.rule.Pos.String()+first.rule.Pos.String(), j.rule.Pos, "",
+			"rule %q authenticates peer %s of node %q with %q, and rule %q (%s) with %q; want one authentication for one peer",
+			j.rule.Name, remote, b.node.Name, j.rule.Authentication, first.rule.Name, first.rule.Pos, first.name)
+	}
+}

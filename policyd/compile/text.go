@@ -1,0 +1,66 @@
+package compile
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Text writes a node policy for people: its rules by falling weight, how the
+// secure ones protect, and its peers.
+func Text(p ipsec.NodePolicy) string {
+	var w strings.Builder
+	fmt.Fprintf(&w, "node %s, addresses %s, default %s\n", p.Node, join(p.Addresses), p.Default)
+	for _, r := range p.Rules {
+		fmt.Fprintf(&w, "%016x %-4s %-6s %s  %s\n", r.Weight, r.Direction, r.Action, r.Selector, r.Name)
+		if t := r.Template; t != nil {
+			fmt.Fprintf(&w, "    %s with %s, %s", t.Mode, r.Peer, join(t.Proposals))
+			if t.PFS != ipsec.KENone {
+				fmt.Fprintf(&w, ", pfs %s", ipsec.Transform{Type: ipsec.TransformKE, ID: t.PFS})
+			}
+			fmt.Fprintf(&w, ", life %s/%s bytes %d/%d packets %d/%d, window %d", t.Lifetime.TimeSoft, t.Lifetime.TimeHard,
+				t.Lifetime.Bytes.Soft, t.Lifetime.Bytes.Hard, t.Lifetime.Packets.Soft, t.Lifetime.Packets.Hard, t.ReplayWindow)
+			flag(&w, t.ForceEncap, "force encap")
+			flag(&w, t.AcceptClear, "accept clear")
+			flag(&w, t.FallbackClear, "fallback to clear")
+			w.WriteByte('\n')
+		}
+	}
+	for _, x := range p.Peers {
+		remote := join(x.Remote)
+		if len(x.Remote) == 0 {
+			remote = "anybody (answers only)"
+		}
+		fmt.Fprintf(&w, "peer %s: %s (%s) to %s (%s)\n    %s, life %s, dpd %s", x.Name, join(x.Local), x.LocalID, remote, x.RemoteID,
+			join(x.Proposals), x.Lifetime, dpd(x.DPD))
+		for _, a := range x.Auth {
+			fmt.Fprintf(&w, ", psk %s", a.PSK)
+		}
+		flag(&w, x.ForceEncap, "force encap")
+		w.WriteByte('\n')
+	}
+	return w.String()
+}
+
+func flag(w *strings.Builder, set bool, text string) {
+	if set {
+		w.WriteString(", " + text)
+	}
+}
+
+func dpd(d time.Duration) string {
+	if d == 0 {
+		return "never"
+	}
+	return d.String()
+}
+
+func join[T fmt.Stringer](all []T) string {
+	s := make([]string, len(all))
+	for i, x := range all {
+		s[i] = x.String()
+	}
+	return strings.Join(s, " ")
+}

@@ -1,0 +1,250 @@
+package model
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// FilterAction is what happens to traffic that a filter matches.
+type FilterAction struct {
+	Meta
+	Action   ipsec.Action
+	Template ipsec.Template // ActionSecure only
+}
+
+// DefaultLifetime of a CHILD SA is counted as readLifetime says. 1 TiB is 2^36
+// cipher blocks: past that the chance of telling AES-GCM or AES-CBC from a
+// random permutation, blocks²/2^129, exceeds 2^-57. Packets need no bound of
+// their own: sequence numbers are granted in leases that end before the number
+// space does.
+var DefaultLifetime = lifetime(time.Hour, 1<<40, 0)
+
+// DefaultReplayWindow is wide enough for the reordering of a multi-queue NIC.
+const DefaultReplayWindow = 1024
+
+// maxReplayWindow keeps one SA's window at 8 KiB.
+const maxReplayWindow = 65536
+
+// DefaultSecurity is what a secure action offers when it lists nothing.
+var DefaultSecurity = []ipsec.Proposal{mustESP("aes128gcm16"), mustESP("aes256gcm16")}
+
+func mustESP(s string) ipsec.Proposal {
+	p, err := ipsec.ParseProposal(ipsec.ProtocolESP, s)
+	if err != nil {
+		panic(err) // a wrong literal above
+	}
+	return p
+}
+
+func lifetime(d time.Duration, bytes, packets uint64) ipsec.Lifetime {
+	return ipsec.Lifetime{
+		TimeSoft: d, TimeHard: 2 * d,
+		Bytes:   ipsec.Limit{Soft: bytes, Hard: 2 * bytes},
+		Packets: ipsec.Limit{Soft: packets, Hard: 2 * packets},
+	}
+}
+
+func readFilterAction(v value, m Meta) *FilterAction {
+	a := &FilterAction{Meta: m}
+	t := ipsec.Template{Mode: ipsec.ModeTransport, Lifetime: DefaultLifetime, ReplayWindow: DefaultReplayWindow}
+	var action value
+	var secureOnly []value
+	secure := func(name string, read func(value)) key {
+		return key{name, false, func(v value) { secureOnly = append(secureOnly, v); read(v) }}
+	}
+	ok := v.mapping(
+		key{"action", true, func(v value) {
+			action = v
+			if s := v.text("permit, block or secure"); s != "" {
+				var err error
+				if a.Action, err = ipsec.ParseAction(s); err != nil {
+					v.fail("got %s, want permit, block or secure%s", v.got(), suggest(s, []string{"permit", "block", "secure"}))
+				}
+			}
+		}},
+		secure("mode", func(v value) {
+			if s := v.text("transport or tunnel"); s != "" {
+				m, err := ipsec.ParseMode(s)
+				if err != nil {
+					v.want("transport or tunnel")
+					return
+				}
+				t.Mode = m
+			}
+		}),
+		secure("security", func(v value) {
+			v.list("security methods, such as {esp: {encryption: aes128gcm16}}", func(_ int, v value) {
+				if p, ok := readSecurity(v); ok {
+					t.Proposals = append(t.Proposals, p)
+				}
+			})
+			if len(v.node.Content) == 0 {
+				v.want("at least one security method; leave the key out for aes128gcm16, then aes256gcm16")
+			}
+		}),
+		secure("pfs", func(v value) { t.PFS = readPFS(v) }),
+		secure("lifetime", func(v value) { t.Lifetime = readLifetime(v) }),
+		secure("acceptClear", func(v value) { t.AcceptClear = v.boolean() }),
+		secure("fallbackToClear", func(v value) {
+			if v.boolean() {
+				v.refuse("leave it out: traffic waits for the SA and never goes in clear")
+			}
+		}),
+		secure("replayWindow", func(v value) {
+			t.ReplayWindow = uint32(v.number("a number of packets", 32, maxReplayWindow))
+		}),
+		secure("forceEncap", func(v value) { t.ForceEncap = v.boolean() }),
+	)
+	if ok && a.Action != 0 && a.Action != ipsec.ActionSecure {
+		for _, s := range secureOnly {
+			s.fail("the action is %s, which takes no security settings; want action: secure, or leave it out", action.node.Value)
+		}
+	}
+	if a.Action == ipsec.ActionSecure {
+		if t.Proposals == nil {
+			t.Proposals = DefaultSecurity
+		}
+		a.Template = t
+	}
+	return a
+}
+
+func readSecurity(v value) (p ipsec.Proposal, ok bool) {
+	var esp *value
+	v.mapping(
+		key{"esp", false, func(v value) { esp = &v }},
+		key{"ah", false, func(v value) {
+			v.fail("ah (authentication without encryption) is not enforced yet; want esp")
+		}},
+	)
+	if esp == nil {
+		if len(v.node.Content) == 0 {
+			v.want("{esp: {encryption: ..., integrity: ...}}")
+		}
+		return p, false
+	}
+	var names []string
+	good := true
+	algorithm := func(t ipsec.TransformType) func(value) {
+		return func(v value) {
+			s, ok := readAlgorithm(v, t, ipsec.UseESP)
+			good = good && ok
+			names = append(names, s)
+		}
+	}
+	esp.mapping(
+		key{"encryption", true, algorithm(ipsec.TransformENCR)},
+		key{"integrity", false, algorithm(ipsec.TransformINTEG)},
+	)
+	if !good || len(names) == 0 {
+		return p, false
+	}
+	p, err := ipsec.ParseProposal(ipsec.ProtocolESP, strings.Join(names, "-"))
+	if err != nil {
+		esp.fail("%s", err)
+		return p, false
+	}
+	return p, true
+}
+
+// readAlgorithm reads the name of one algorithm of one kind.
+func readAlgorithm(v value, t ipsec.TransformType, use ipsec.Use) (string, bool) {
+	known := algorithmNames(t, use)
+	s := v.text("one of " + strings.Join(known, ", "))
+	if s == "" {
+		return "", false
+	}
+	if mlkem(s) {
+		v.refuse("want one of " + strings.Join(known, ", "))
+		return "", false
+	}
+	a, ok := ipsec.AlgorithmByName(s)
+	if !ok || a.Type != t || a.Use&use == 0 {
+		v.fail("got %s, want one of %s%s", v.got(), strings.Join(known, ", "), suggest(s, known))
+		return "", false
+	}
+	if a.Standing == ipsec.StandingLegacy {
+		v.refuse("it is a legacy algorithm (RFC 8221, RFC 8247): want one of " + strings.Join(known, ", "))
+		return "", false
+	}
+	return a.Name, true
+}
+
+func mlkem(s string) bool { return strings.HasPrefix(strings.ToLower(s), "mlkem") }
+
+func algorithmNames(t ipsec.TransformType, use ipsec.Use) []string {
+	var out []string
+	for _, a := range ipsec.Algorithms() {
+		if a.Type == t && a.Use&use != 0 && a.Standing != ipsec.StandingLegacy {
+			out = append(out, a.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func readPFS(v value) uint16 {
+	if v.isString() && v.node.Value == "none" {
+		return ipsec.KENone
+	}
+	s, ok := readAlgorithm(v, ipsec.TransformKE, ipsec.UseESP)
+	if !ok {
+		return ipsec.KENone
+	}
+	a, _ := ipsec.AlgorithmByName(s)
+	return a.ID
+}
+
+// readLifetime reads when an SA is replaced. Each limit written is the soft
+// one; the hard one, at which an SA stops, is twice it. The time between them
+// is how long a key manager may be away before traffic stops.
+func readLifetime(v value) ipsec.Lifetime {
+	d, bytes, packets := DefaultLifetime.TimeSoft, DefaultLifetime.Bytes.Soft, DefaultLifetime.Packets.Soft
+	v.mapping(
+		key{"time", false, func(v value) { d = v.duration(time.Minute, 30*24*time.Hour) }},
+		key{"bytes", false, func(v value) { bytes = v.bytes(1 << 20) }},
+		key{"packets", false, func(v value) { packets = v.number("a number of packets", 1000, 1<<62) }},
+	)
+	return lifetime(d, bytes, packets)
+}
+
+// readSuite reads an IKE suite such as aes256gcm16-prfsha256-x25519.
+func readSuite(v value) (ipsec.Proposal, bool) {
+	s := v.text("an IKE suite such as aes256gcm16-prfsha256-x25519")
+	if s == "" {
+		return ipsec.Proposal{}, false
+	}
+	for word := range strings.SplitSeq(s, "-") {
+		if mlkem(word) {
+			v.fail("%s in suite %s is not enforced yet; want the suite without it", word, quote(s))
+			return ipsec.Proposal{}, false
+		}
+		if a, ok := ipsec.AlgorithmByName(word); ok && a.Standing == ipsec.StandingLegacy {
+			v.fail("%s in suite %s is a legacy algorithm (RFC 8247), which is not enforced yet; want another", word, quote(s))
+			return ipsec.Proposal{}, false
+		} else if !ok {
+			known := slices.Concat(algorithmNames(ipsec.TransformENCR, ipsec.UseIKE), algorithmNames(ipsec.TransformINTEG, ipsec.UseIKE),
+				algorithmNames(ipsec.TransformPRF, ipsec.UseIKE), algorithmNames(ipsec.TransformKE, ipsec.UseIKE))
+			v.fail("unknown algorithm %s in suite %s, want a suite such as aes256gcm16-prfsha256-x25519%s", quote(word), quote(s), suggest(word, known))
+			return ipsec.Proposal{}, false
+		}
+	}
+	p, err := ipsec.ParseProposal(ipsec.ProtocolIKE, s)
+	if err != nil {
+		v.fail("%s", err)
+		return ipsec.Proposal{}, false
+	}
+	return p, true
+}
+
+func mustIKE(s string) ipsec.Proposal {
+	p, err := ipsec.ParseProposal(ipsec.ProtocolIKE, s)
+	if err != nil {
+		panic(fmt.Sprint("model: ", err)) // a wrong literal in policy.go
+	}
+	return p
+}

@@ -1,0 +1,162 @@
+package model
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// Policy is the whole of what one node enforces. A node has one policy or
+// none; policies are never merged.
+type Policy struct {
+	Meta
+	KeyExchange KeyExchange
+	Rules       []Rule
+	ExemptIKE   bool
+	ExemptND    bool
+	Default     ipsec.Action // for what no rule matches: permit (the default) or block
+}
+
+// KeyExchange is how IKE SAs are made.
+type KeyExchange struct {
+	Suites   []ipsec.Proposal // in order of preference
+	Lifetime time.Duration
+	DPD      time.Duration // 0 for never
+}
+
+// DefaultKeyExchange is what a policy has that says nothing of IKE. The second
+// suite has what RFC 8247 makes mandatory or nearly so, for peers of any make.
+var DefaultKeyExchange = KeyExchange{
+	Suites: []ipsec.Proposal{
+		mustIKE("aes256gcm16-prfsha256-x25519"),
+		mustIKE("aes256-sha256-prfsha256-ecp256-modp2048"),
+	},
+	Lifetime: 4 * time.Hour,
+	DPD:      30 * time.Second,
+}
+
+// Rule applies an action to the traffic of a filter list.
+type Rule struct {
+	Pos            Pos
+	Name           string
+	Filters        string
+	Action         string
+	Authentication string     // "" unless the action is secure
+	TunnelNode     string     // the gateway as a node
+	TunnelAddr     netip.Addr // or as an address; neither for none
+}
+
+// HasTunnel reports a rule that names its gateway.
+func (r Rule) HasTunnel() bool { return r.TunnelNode != "" || r.TunnelAddr.IsValid() }
+
+// exemptName is what the compiler names its own rules after.
+const exemptName = "exempt"
+
+func readPolicy(v value, m Meta) *Policy {
+	p := &Policy{Meta: m, KeyExchange: DefaultKeyExchange, ExemptIKE: true, ExemptND: true, Default: ipsec.ActionPermit}
+	v.mapping(
+		key{"keyExchange", false, func(v value) { p.KeyExchange = readKeyExchange(v) }},
+		key{"rules", true, func(v value) {
+			taken := map[string]bool{}
+			v.list("rules", func(_ int, v value) {
+				r := readRule(v)
+				if r.Name != "" && taken[r.Name] {
+					v.in.errs.Add(r.Pos, v.path+".name", "the name %q is taken by another rule of this policy; want another one", r.Name)
+				}
+				taken[r.Name] = true
+				p.Rules = append(p.Rules, r)
+			})
+		}},
+		key{"exempt", false, func(v value) {
+			p.ExemptIKE, p.ExemptND = false, false
+			v.list("exemptions: ike, neighborDiscovery", func(_ int, v value) {
+				known := []string{"ike", "neighborDiscovery"}
+				switch s := v.text("ike or neighborDiscovery"); s {
+				case "":
+				case "ike":
+					p.ExemptIKE = true
+				case "neighborDiscovery":
+					p.ExemptND = true
+				default:
+					v.fail("got %s, want ike or neighborDiscovery%s", v.got(), suggest(s, known))
+				}
+			})
+		}},
+		key{"default", false, func(v value) {
+			switch s := v.text("permit or block"); s {
+			case "":
+			case "permit":
+				p.Default = ipsec.ActionPermit
+			case "block":
+				p.Default = ipsec.ActionBlock
+			default:
+				v.want("permit or block")
+			}
+		}},
+		key{"defaultResponse", false, func(v value) {
+			if v.boolean() {
+				v.fail("answering IKE from peers that no rule names (the default response rule) is not enforced yet; leave it out: a node always answers the peers its rules name")
+			}
+		}},
+	)
+	return p
+}
+
+func readKeyExchange(v value) KeyExchange {
+	k := DefaultKeyExchange
+	v.mapping(
+		key{"version", false, func(v value) {
+			if v.number("an IKE version", 1, 2) == 1 {
+				v.fail("version 1 (ISAKMP/Oakley) is not enforced yet; want version: 2")
+			}
+		}},
+		key{"suites", false, func(v value) {
+			k.Suites = nil
+			v.list("IKE suites such as aes256gcm16-prfsha256-x25519", func(_ int, v value) {
+				if p, ok := readSuite(v); ok {
+					k.Suites = append(k.Suites, p)
+				}
+			})
+			if len(v.node.Content) == 0 {
+				v.want("at least one IKE suite; leave the key out for the default")
+			}
+		}},
+		key{"lifetime", false, func(v value) { k.Lifetime = v.duration(5*time.Minute, 30*24*time.Hour) }},
+		key{"dpd", false, func(v value) { k.DPD = v.duration(0, 24*time.Hour) }},
+	)
+	return k
+}
+
+func readRule(v value) Rule {
+	r := Rule{Pos: v.pos()}
+	v.mapping(
+		key{"name", true, func(v value) {
+			if r.Name = readName(v); r.Name == exemptName {
+				v.fail("the name %q is kept for the exemptions; want another one", exemptName)
+			}
+		}},
+		key{"filters", true, func(v value) { r.Filters = v.text("the name of a FilterList") }},
+		key{"action", true, func(v value) { r.Action = v.text("the name of a FilterAction") }},
+		key{"authentication", false, func(v value) { r.Authentication = v.text("the name of an Authentication") }},
+		key{"tunnel", false, func(v value) {
+			s := v.text("none, the name of a node or an address")
+			if _, err := netip.ParseAddr(s); err == nil {
+				r.TunnelAddr, _ = readAddr(v)
+			} else if s != "none" {
+				r.TunnelNode = s
+			}
+		}},
+		key{"connection", false, func(v value) {
+			switch s := v.text("all"); strings.ToLower(s) {
+			case "", "all":
+			case "lan", "dialup":
+				v.refuse("want all")
+			default:
+				v.want("all")
+			}
+		}},
+	)
+	return r
+}
