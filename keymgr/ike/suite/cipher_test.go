@@ -291,6 +291,19 @@ func TestAnIVIsUsedOnce(t *testing.T) {
 	}
 }
 
+// A peer that knows the key and seals half a block is refused like a stranger.
+func TestMisalignedCiphertextIsRefused(t *testing.T) {
+	c := testCipher(t, "aes128-sha256", 1)
+	for n := range 64 {
+		body := make([]byte, 16+n)
+		body = c.k.integ.Sum(body, nil, body)
+		_, err := c.Open(nil, nil, body)
+		if aligned := n > 0 && n%16 == 0; aligned == errors.Is(err, ErrIntegrity) {
+			t.Errorf("%d octets of ciphertext: error %v", n, err)
+		}
+	}
+}
+
 func TestCBCNeedsRandomness(t *testing.T) {
 	c := testCipher(t, "aes128-sha256", 1)
 	broken := errors.New("no entropy")

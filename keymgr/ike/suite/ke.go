@@ -20,7 +20,7 @@ var ErrPeerPublic = errors.New("peer's public value is not acceptable")
 // answers a public key with a ciphertext.
 type KEMethod struct {
 	ID           uint16
-	Slow         bool // costs milliseconds: keep it off an event loop
+	Slow         bool // a step costs half a millisecond or more: keep it off an event loop
 	InitiatorLen int  // octets of the initiator's Key Exchange Data
 	ResponderLen int  // octets of the responder's
 	ops          keOps
@@ -48,8 +48,8 @@ type privateKey interface {
 var keMethods = []KEMethod{
 	{ID: ipsec.KEX25519, InitiatorLen: 32, ResponderLen: 32, ops: x25519},
 	{ID: ipsec.KEP256, InitiatorLen: 64, ResponderLen: 64, ops: ecp256},
-	{ID: ipsec.KEP384, InitiatorLen: 96, ResponderLen: 96, ops: ecp384},
-	{ID: ipsec.KEP521, InitiatorLen: 132, ResponderLen: 132, ops: ecp521},
+	{ID: ipsec.KEP384, Slow: true, InitiatorLen: 96, ResponderLen: 96, ops: ecp384},
+	{ID: ipsec.KEP521, Slow: true, InitiatorLen: 132, ResponderLen: 132, ops: ecp521},
 	{ID: ipsec.KEMODP2048, Slow: true, InitiatorLen: 256, ResponderLen: 256, ops: modp2048},
 	{ID: ipsec.KEMODP3072, Slow: true, InitiatorLen: 384, ResponderLen: 384, ops: modp3072},
 	{ID: ipsec.KEMODP4096, Slow: true, InitiatorLen: 512, ResponderLen: 512, ops: modp4096},
