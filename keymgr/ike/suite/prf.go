@@ -18,8 +18,8 @@ var prfRows = map[uint16]func() hash.Hash{
 	ipsec.PRFHMACSHA2512: sha512.New,
 }
 
-// PRF is a negotiated pseudorandom function. It holds no key; copies work alike
-// and safe for concurrent use. The zero value is not usable.
+// PRF is a negotiated pseudorandom function. It holds no key; copies are alike
+// and it is safe for concurrent use. The zero value is not usable.
 type PRF struct {
 	hash func() hash.Hash
 	size int
