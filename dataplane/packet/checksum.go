@@ -10,35 +10,41 @@ import (
 // not complemented: a checksum field holds ^Sum(...). Parts other than the last
 // must have an even length.
 //
-// It adds 8 octets at a time with the carry of the addition before: ones'
-// complement sums may be taken in words of any size that is a multiple of 16
-// bits and folded afterwards (RFC 1071 §2).
+// It adds 8 octets at a time with the carry of the addition before, in the
+// machine's byte order: ones' complement sums may be taken in words of any
+// multiple of 16 bits, and in either byte order, and be folded and swapped
+// afterwards (RFC 1071 §2 B, C).
 func Sum(b []byte, initial uint16) uint16 {
-	acc, carry := uint64(initial), uint64(0)
+	acc, carry := uint64(swap(initial)), uint64(0)
 	for len(b) >= 64 {
-		w := b[:64]
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[0:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[8:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[16:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[24:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[32:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[40:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[48:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(w[56:]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[0:8]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[8:16]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[16:24]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[24:32]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[32:40]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[40:48]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[48:56]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b[56:64]), carry)
 		b = b[64:]
 	}
 	for len(b) >= 8 {
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b), carry)
 		b = b[8:]
 	}
-	var tail uint64
-	for i, c := range b { // at most 7 octets, padded with zeros at the end
-		tail |= uint64(c) << (56 - 8*i)
+	if len(b) > 0 {
+		var tail [8]byte // at most 7 octets, padded with zeros at the end
+		copy(tail[:], b)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(tail[:]), carry)
 	}
-	acc, carry = bits.Add64(acc, tail, carry)
 	acc, carry = bits.Add64(acc, 0, carry)
-	acc += carry
-	return fold(acc)
+	return swap(fold(acc + carry))
+}
+
+// swap changes between network and machine byte order.
+func swap(s uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], s)
+	return binary.BigEndian.Uint16(b[:])
 }
 
 // fold brings a 64-bit ones' complement sum to 16 bits.

@@ -67,6 +67,10 @@ func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
 		if j.Why != packet.WhyOK {
 			continue
 		}
+		if j.Why = packet.Why(in.dead.Load()); j.Why != packet.WhyOK {
+			t.errors++ // a hard limit was met within this burst
+			continue
+		}
 		if j.Why = in.open(j, &t); j.Why == packet.WhyOK {
 			n++
 		} else if j.Why != packet.WhyDummy {
@@ -81,7 +85,6 @@ func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
 		in.packets.Store(t.packets)
 		in.top.Store(in.window.Top())
 		in.used.Store(now)
-		in.counted(t.bytes, t.packets)
 	}
 	return n
 }
@@ -129,6 +132,7 @@ func (in *Inbound) open(j *esp.OpenJob, t *tally) packet.Why {
 	}
 	t.bytes += size
 	t.packets++
+	in.counted(t.bytes, t.packets)
 	return packet.WhyOK
 }
 

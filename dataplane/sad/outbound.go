@@ -123,17 +123,21 @@ func (o *Outbound) Reserve(now int64, jobs []esp.SealJob) int {
 // charge counts the served jobs against the lifetime. Those that would overrun
 // a hard limit are refused, which ends the SA; so numbers wasted here are no loss.
 func (o *Outbound) charge(jobs []esp.SealJob, served int) int {
-	l := &o.sa.Lifetime
-	if l.Bytes.Hard == 0 && l.Packets.Hard == 0 {
-		var bytes uint64
-		for i := range jobs {
-			if jobs[i].Why == packet.WhyOK {
-				bytes += uint64(jobs[i].Payload())
-			}
+	var size uint64
+	for i := range jobs {
+		if jobs[i].Why == packet.WhyOK {
+			size += uint64(jobs[i].Payload())
 		}
-		o.counted(o.bytes.Add(bytes), o.packets.Add(uint64(served)))
+	}
+	l := &o.sa.Lifetime
+	bytes, packets := o.bytes.Add(size), o.packets.Add(uint64(served))
+	if (l.Bytes.Hard == 0 || bytes <= l.Bytes.Hard) && (l.Packets.Hard == 0 || packets <= l.Packets.Hard) {
+		o.counted(bytes, packets)
 		return served
 	}
+	// The burst does not fit as a whole: give it back and serve what fits.
+	o.bytes.Add(-size)
+	o.packets.Add(-uint64(served))
 	done := 0
 	for i := range jobs {
 		if jobs[i].Why != packet.WhyOK {
