@@ -9,37 +9,48 @@ import (
 // Secret holds key material. It prints as "[secret N bytes]" in every format
 // and log, does not marshal, cannot be compared with ==, and can be wiped.
 // The zero value is an empty secret.
-type Secret struct {
-	_ [0]func() // makes Secret incomparable, so that == does not compile
-	b []byte
-}
+//
+// The octets sit behind a function because package fmt does not call the Format
+// method of a value in an unexported field, but walks into it by reflection; a
+// function is where that walk ends. It also makes Secret incomparable.
+type Secret struct{ octets func() []byte }
 
 // NewSecret takes ownership of b; the caller must not keep or change it.
-func NewSecret(b []byte) Secret { return Secret{b: b} }
+func NewSecret(b []byte) Secret {
+	if len(b) == 0 {
+		return Secret{}
+	}
+	return Secret{octets: func() []byte { return b }}
+}
 
 // CopySecret returns a Secret holding a copy of b.
-func CopySecret(b []byte) Secret { return Secret{b: append([]byte(nil), b...)} }
+func CopySecret(b []byte) Secret { return NewSecret(append([]byte(nil), b...)) }
 
 // Reveal returns the octets themselves, not a copy. Each call site is a place
 // where a secret may leak: keep them few, and never log the result.
-func (s Secret) Reveal() []byte { return s.b }
+func (s Secret) Reveal() []byte {
+	if s.octets == nil {
+		return nil
+	}
+	return s.octets()
+}
 
 // Len is the number of octets.
-func (s Secret) Len() int { return len(s.b) }
+func (s Secret) Len() int { return len(s.Reveal()) }
 
 // IsZero reports whether the secret is empty.
-func (s Secret) IsZero() bool { return len(s.b) == 0 }
+func (s Secret) IsZero() bool { return s.octets == nil }
 
 // Equal compares in constant time (the length is not hidden).
-func (s Secret) Equal(o Secret) bool { return subtle.ConstantTimeCompare(s.b, o.b) == 1 }
+func (s Secret) Equal(o Secret) bool { return subtle.ConstantTimeCompare(s.Reveal(), o.Reveal()) == 1 }
 
 // Clone returns an independent copy.
-func (s Secret) Clone() Secret { return CopySecret(s.b) }
+func (s Secret) Clone() Secret { return CopySecret(s.Reveal()) }
 
 // Wipe overwrites the octets. Copies made by the runtime are out of reach.
-func (s Secret) Wipe() { clear(s.b) }
+func (s Secret) Wipe() { clear(s.Reveal()) }
 
-func (s Secret) String() string { return fmt.Sprintf("[secret %d bytes]", len(s.b)) }
+func (s Secret) String() string { return fmt.Sprintf("[secret %d bytes]", s.Len()) }
 
 // GoString keeps %#v from printing the octets.
 func (s Secret) GoString() string { return s.String() }
