@@ -1,0 +1,305 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	keymgrv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1"
+)
+
+// raw is a message as JSON, with the field names of the contract.
+func raw(m proto.Message) (json.RawMessage, error) {
+	return protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
+}
+
+func (c *cli) saCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "sa", Short: "Show and steer IKE and CHILD SAs"}
+	cmd.AddCommand(c.saList(), c.saInitiate(), c.saRekey(), c.saTerminate(), c.saWatch(), c.saExplainFailure())
+	return cmd
+}
+
+func (c *cli) saList() *cobra.Command {
+	var node, peer string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List IKE SAs with their CHILD SAs, traffic and rates",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			kc, err := c.keymgr()
+			if err != nil {
+				return err
+			}
+			r, err := kc.ListSas(cmd.Context(), &keymgrv1.ListSasRequest{Node: node, Peer: peer})
+			if err != nil {
+				return err
+			}
+			v, err := raw(r)
+			if err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), v, func(t *table) {
+				if len(r.GetIkeSas()) == 0 {
+					t.line("no SAs; they are made when traffic needs them, or by `testudo sa initiate`")
+					return
+				}
+				for _, s := range r.GetIkeSas() {
+					role := "responder"
+					if s.GetInitiator() {
+						role = "initiator"
+					}
+					t.line("%s -> %s  IKEv%d %s %s  spi %016x/%016x  %s  nat %s  up %s", s.GetNode(), s.GetPeer(), s.GetVersion(), s.GetState(), role,
+						s.GetLocalSpi(), s.GetRemoteSpi(), s.GetSuite(), s.GetNat(), age(s.GetSince()))
+					t.line("  %s [%s] ... %s [%s]", s.GetLocal(), s.GetLocalId(), s.GetRemote(), s.GetRemoteId())
+					for _, ch := range s.GetChildren() {
+						encap := ""
+						if ch.GetEncap() {
+							encap = " in UDP"
+						}
+						t.line("  child %d  %s  %s%s  %s  spi in %08x out %08x  rekeyed %d  up %s", ch.GetId(), ch.GetRule(), ipsec.Mode(ch.GetMode()), encap,
+							ch.GetSuite(), ch.GetSpiIn(), ch.GetSpiOut(), ch.GetRekeyed(), age(ch.GetSince()))
+						t.line("    %s", strings.Join(ch.GetSelectors(), ", "))
+						t.line("    in %d packets %d bytes %s   out %d packets %d bytes %s", ch.GetIn().GetPackets(), ch.GetIn().GetBytes(), bits(ch.GetInBps()),
+							ch.GetOut().GetPackets(), ch.GetOut().GetBytes(), bits(ch.GetOutBps()))
+					}
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "only this node's")
+	cmd.Flags().StringVar(&peer, "peer", "", "only those with this peer profile")
+	return cmd
+}
+
+func (c *cli) saInitiate() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "initiate NODE RULE",
+		Short: "Negotiate for a rule now instead of at the first packet",
+		Long:  "initiate negotiates for a rule of `testudo policy effective NODE` and waits until its CHILD SA is in place, or says why not.",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kc, err := c.keymgr()
+			if err != nil {
+				return err
+			}
+			start := time.Now()
+			r, err := kc.Initiate(cmd.Context(), &keymgrv1.InitiateRequest{Node: args[0], Rule: args[1], Timeout: durationpb.New(timeout)})
+			if err != nil {
+				return err
+			}
+			v, err := raw(r)
+			if err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), v, func(t *table) {
+				t.line("child %d up in %s: %s, %s", r.GetChild().GetId(), time.Since(start).Round(time.Millisecond), r.GetChild().GetSuite(), strings.Join(r.GetChild().GetSelectors(), ", "))
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait")
+	return cmd
+}
+
+// target reads --child or --ike-spi.
+type target struct {
+	child uint64
+	spi   string
+}
+
+func (t *target) bind(cmd *cobra.Command) {
+	cmd.Flags().Uint64Var(&t.child, "child", 0, "CHILD SA number, as `testudo sa list` shows it")
+	cmd.Flags().StringVar(&t.spi, "ike-spi", "", "this side's IKE SPI in hexadecimal")
+}
+
+func (t *target) ikeSPI() (uint64, error) {
+	if t.spi == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(strings.TrimPrefix(t.spi, "0x"), 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("--ike-spi: got %q, want up to 16 hexadecimal digits", t.spi)
+	}
+	return n, nil
+}
+
+func (c *cli) saRekey() *cobra.Command {
+	var t target
+	cmd := &cobra.Command{
+		Use:   "rekey NODE --child N | --ike-spi SPI",
+		Short: "Replace an SA without losing a packet",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kc, err := c.keymgr()
+			if err != nil {
+				return err
+			}
+			spi, err := t.ikeSPI()
+			if err != nil {
+				return err
+			}
+			r := &keymgrv1.RekeyRequest{Node: args[0]}
+			if spi != 0 {
+				r.Target = &keymgrv1.RekeyRequest_IkeSpi{IkeSpi: spi}
+			} else {
+				r.Target = &keymgrv1.RekeyRequest_Child{Child: t.child}
+			}
+			_, err = kc.Rekey(cmd.Context(), r)
+			return err
+		},
+	}
+	t.bind(cmd)
+	cmd.MarkFlagsOneRequired("child", "ike-spi")
+	cmd.MarkFlagsMutuallyExclusive("child", "ike-spi")
+	return cmd
+}
+
+func (c *cli) saTerminate() *cobra.Command {
+	var t target
+	var peer string
+	cmd := &cobra.Command{
+		Use:   "terminate NODE --child N | --ike-spi SPI | --peer PEER",
+		Short: "Close an SA, with a delete to the peer",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kc, err := c.keymgr()
+			if err != nil {
+				return err
+			}
+			spi, err := t.ikeSPI()
+			if err != nil {
+				return err
+			}
+			r := &keymgrv1.TerminateRequest{Node: args[0]}
+			switch {
+			case peer != "":
+				r.Target = &keymgrv1.TerminateRequest_Peer{Peer: peer}
+			case spi != 0:
+				r.Target = &keymgrv1.TerminateRequest_IkeSpi{IkeSpi: spi}
+			default:
+				r.Target = &keymgrv1.TerminateRequest_Child{Child: t.child}
+			}
+			resp, err := kc.Terminate(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), map[string]uint32{"closed": resp.GetClosed()}, func(t *table) { t.line("%d SA(s) closing", resp.GetClosed()) })
+		},
+	}
+	t.bind(cmd)
+	cmd.Flags().StringVar(&peer, "peer", "", "all IKE SAs with this peer profile")
+	cmd.MarkFlagsOneRequired("child", "ike-spi", "peer")
+	cmd.MarkFlagsMutuallyExclusive("child", "ike-spi", "peer")
+	return cmd
+}
+
+func (c *cli) saWatch() *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Print events as they happen, until interrupted",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			kc, err := c.keymgr()
+			if err != nil {
+				return err
+			}
+			st, err := kc.Watch(cmd.Context(), &keymgrv1.WatchRequest{Node: node})
+			if err != nil {
+				return err
+			}
+			for {
+				e, err := st.Recv()
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				if c.output != "table" {
+					v, err := raw(e)
+					if err != nil {
+						return err
+					}
+					fmt.Fprintln(cmd.OutOrStdout(), string(v))
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s %-10s %s %s %s\n", when(e.GetTime()), e.GetKind(), e.GetNode(), e.GetPeer(), e.GetDetail())
+			}
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "only this node's")
+	return cmd
+}
+
+func (c *cli) saExplainFailure() *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use:   "explain-failure [PEER]",
+		Short: "Tell why negotiations failed: ours beside theirs, and the nearest fix",
+		Long:  "explain-failure shows the failed negotiations with a peer (its profile's name, address or identity), newest first.",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kc, err := c.keymgr()
+			if err != nil {
+				return err
+			}
+			r := &keymgrv1.ExplainFailuresRequest{Node: node}
+			if len(args) > 0 {
+				r.Peer = args[0]
+			}
+			resp, err := kc.ExplainFailures(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			v, err := raw(resp)
+			if err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), v, func(t *table) {
+				if len(resp.GetFailures()) == 0 {
+					t.line("no failed negotiation is known")
+				}
+				for _, f := range resp.GetFailures() {
+					printFailure(t, f)
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "only failures on this node")
+	return cmd
+}
+
+func printFailure(t *table, f *keymgrv1.Failure) {
+	what := "IKE SA"
+	if f.GetRule() != "" {
+		what = "CHILD SA for " + f.GetRule()
+	}
+	again := ""
+	if f.GetRepeatedCount() > 1 {
+		again = fmt.Sprintf(" (%d times in a row)", f.GetRepeatedCount())
+	}
+	t.line("%s  %s: %s with %s at %s, as %s, in %s%s", when(f.GetTime()), f.GetNode(), what, f.GetPeer(), f.GetRemote(), f.GetRole(), f.GetExchange(), again)
+	t.line("  why     %s", f.GetWhy())
+	for _, l := range []struct{ name, text string }{{"identity", f.GetRemoteId()}, {"detail", f.GetDetail()}, {"ours", strings.Join(f.GetOurs(), ", ")}, {"theirs", strings.Join(f.GetTheirs(), ", ")}, {"fix", f.GetAdvice()}} {
+		if l.text != "" {
+			t.line("  %-8s%s", l.name, l.text)
+		}
+	}
+	if len(f.GetDiff()) > 0 {
+		t.row("  TRANSFORM", "OURS", "THEIRS", "IN COMMON")
+		for _, d := range f.GetDiff() {
+			t.row("  "+d.GetType(), strings.Join(d.GetOurs(), " "), strings.Join(d.GetTheirs(), " "), yesNo(d.GetMatches()))
+		}
+	}
+}

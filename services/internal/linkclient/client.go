@@ -1,0 +1,367 @@
+// Package linkclient is the worker's side of WorkerLink: it keeps a stream to
+// the key manager, puts batches into the backend and carries the backend's
+// events up. When the key manager is away the backend goes on with the SAs it
+// has; what must not be forgotten meanwhile (expiries, lease requests) waits.
+package linkclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/testudo-ipsec/testudo/dataplane/backend"
+	"github.com/testudo-ipsec/testudo/ipsec"
+	ipsecv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/ipsec/v1"
+	keymgrv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1"
+	"github.com/testudo-ipsec/testudo/services/internal/convert"
+)
+
+// Client attaches one backend to a key manager.
+type Client struct {
+	Conn      grpc.ClientConnInterface
+	Node      string
+	Software  string
+	Addresses func() []netip.Addr
+	Backend   backend.Backend
+	Log       *slog.Logger
+	Report    time.Duration // between counter reports
+
+	incarnation uint64
+	connected   atomic.Bool
+	up          chan *keymgrv1.AttachRequest
+
+	mu      sync.Mutex
+	stream  bool
+	expired map[ipsec.SAID]*keymgrv1.Expire       // told when the stream is back
+	leases  map[ipsec.SAID]*keymgrv1.LeaseRequest // the same
+	sent    map[ipsec.SAID]ipsec.SACounters
+
+	held map[ipsec.SAID]bool // SAs in place; the receiving goroutine's
+}
+
+// Connected reports whether the stream is up.
+func (c *Client) Connected() bool { return c.connected.Load() }
+
+// queue is how many messages may wait for the stream: mostly IKE datagrams in
+// a burst. Beyond it they are dropped, as a full socket would drop them.
+const queue = 4096
+
+const (
+	minWait = 50 * time.Millisecond
+	maxWait = 2 * time.Second
+)
+
+// Run keeps the stream until ctx ends or the backend fails.
+func (c *Client) Run(ctx context.Context) error {
+	for c.incarnation == 0 {
+		c.incarnation = rand.Uint64()
+	}
+	c.up = make(chan *keymgrv1.AttachRequest, queue)
+	c.expired = map[ipsec.SAID]*keymgrv1.Expire{}
+	c.leases = map[ipsec.SAID]*keymgrv1.LeaseRequest{}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { cancel(c.events(ctx)) })
+	for wait := minWait; ; {
+		start := time.Now()
+		err := c.attach(ctx)
+		if ctx.Err() != nil {
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+				return cause
+			}
+			return nil
+		}
+		if c.connected.Swap(false) || time.Since(start) > maxWait {
+			wait = minWait
+		}
+		c.Log.Warn("key manager is away; keeping the SAs in place", "error", err, "retry_in", wait)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait + rand.N(wait)):
+		}
+		wait = min(2*wait, maxWait)
+	}
+}
+
+func (c *Client) attach(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	st, err := keymgrv1.NewWorkerLinkClient(c.Conn).Attach(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	if err := st.Send(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Hello{Hello: c.hello()}}); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	c.startStream()
+	defer c.endStream()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer cancel()
+		c.send(ctx, st)
+	})
+	defer wg.Wait()
+	defer cancel()
+	for {
+		m, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		if !c.connected.Swap(true) {
+			c.Log.Info("key manager is there")
+		}
+		c.handle(m)
+	}
+}
+
+func (c *Client) hello() *keymgrv1.Hello {
+	h := &keymgrv1.Hello{
+		Node: c.Node, Incarnation: c.incarnation, Software: c.Software,
+		Addresses:    convert.ToAddrs(c.Addresses()),
+		Capabilities: []string{"esp", "esn", "udp-encap", "raw-esp"},
+	}
+	c.held = map[ipsec.SAID]bool{}
+	for _, i := range c.Backend.Inventory() {
+		c.held[i.ID] = true
+		h.Inventory = append(h.Inventory, &keymgrv1.InventoryItem{
+			Id: uint64(i.ID), Spi: uint32(i.SPI), Direction: ipsecv1.Direction(i.Direction), Rule: i.Rule,
+			Child: i.Child, Top: i.Counters.Top, LeaseLast: i.Lease.Last,
+		})
+	}
+	return h
+}
+
+// startStream forgets what was queued for an earlier stream and queues what
+// must not be lost.
+func (c *Client) startStream() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.up) > 0 {
+		<-c.up
+	}
+	c.stream = true
+	c.sent = map[ipsec.SAID]ipsec.SACounters{}
+	for id, e := range c.expired {
+		c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Expire{Expire: e}})
+		delete(c.expired, id)
+	}
+	for id, l := range c.leases {
+		c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_LeaseRequest{LeaseRequest: l}})
+		delete(c.leases, id)
+	}
+}
+
+func (c *Client) endStream() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stream = false
+}
+
+// queue is called with mu held.
+func (c *Client) queue(m *keymgrv1.AttachRequest) bool {
+	if !c.stream {
+		return false
+	}
+	select {
+	case c.up <- m:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *Client) tell(m *keymgrv1.AttachRequest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queue(m)
+}
+
+// send is the only sender of the stream after hello.
+func (c *Client) send(ctx context.Context, st keymgrv1.WorkerLink_AttachClient) {
+	tick := time.NewTicker(c.Report)
+	defer tick.Stop()
+	for {
+		var m *keymgrv1.AttachRequest
+		select {
+		case <-ctx.Done():
+			return
+		case m = <-c.up:
+		case <-tick.C:
+			if m = c.counters(); m == nil {
+				continue
+			}
+		}
+		if st.Send(m) != nil {
+			return // Recv says why
+		}
+	}
+}
+
+// counters reports the SAs whose counters changed since the last report.
+func (c *Client) counters() *keymgrv1.AttachRequest {
+	out := &keymgrv1.Counters{}
+	now := map[ipsec.SAID]ipsec.SACounters{}
+	for _, sa := range c.Backend.Counters().SAs {
+		now[sa.ID] = sa
+		if c.sent[sa.ID] != sa {
+			out.Items = append(out.Items, convert.ToCounters(sa))
+		}
+	}
+	c.sent = now
+	if len(out.Items) == 0 {
+		return nil
+	}
+	return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Counters{Counters: out}}
+}
+
+func (c *Client) handle(m *keymgrv1.AttachResponse) {
+	switch x := m.GetMessage().(type) {
+	case *keymgrv1.AttachResponse_Apply:
+		c.apply(x.Apply)
+	case *keymgrv1.AttachResponse_Ike:
+		local, ok1 := netip.AddrFromSlice(x.Ike.GetLocal())
+		remote, ok2 := netip.AddrFromSlice(x.Ike.GetRemote())
+		if !ok1 || !ok2 || x.Ike.GetLocalPort() > 65535 || x.Ike.GetRemotePort() > 65535 {
+			c.Log.Error("key manager sent an IKE datagram with a bad address")
+			return
+		}
+		p := backend.Path{
+			Local:  netip.AddrPortFrom(local, uint16(x.Ike.GetLocalPort())),
+			Remote: netip.AddrPortFrom(remote, uint16(x.Ike.GetRemotePort())),
+		}
+		if err := c.Backend.SendIKE(p, x.Ike.GetData()); err != nil {
+			c.Log.Warn("IKE datagram not sent", "local", p.Local, "remote", p.Remote, "error", err)
+		}
+	case *keymgrv1.AttachResponse_AcquireFailed:
+		c.Backend.AcquireFailed(x.AcquireFailed.GetId(), x.AcquireFailed.GetWhy())
+	}
+}
+
+func (c *Client) apply(a *keymgrv1.Apply) {
+	ops, index, err := c.operations(a)
+	if err == nil {
+		if err = c.Backend.Apply(ops); err == nil {
+			for _, o := range ops {
+				if o.Kind == backend.OpRemove {
+					delete(c.held, o.ID)
+				} else {
+					c.held[o.Target()] = true
+				}
+			}
+			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ack{Ack: &keymgrv1.Ack{Nonce: a.GetNonce()}}})
+			return
+		}
+	}
+	nack := &keymgrv1.Nack{Nonce: a.GetNonce(), Why: err.Error()}
+	if oe := (*backend.OpError)(nil); errors.As(err, &oe) && oe.Index < len(index) {
+		nack.Operation = uint32(index[oe.Index])
+	} else if be := (*badOperation)(nil); errors.As(err, &be) {
+		nack.Operation = uint32(be.index)
+	}
+	c.Log.Error("batch of SA operations refused", "nonce", a.GetNonce(), "error", err)
+	c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Nack{Nack: nack}})
+}
+
+type badOperation struct {
+	index int
+	err   error
+}
+
+func (b *badOperation) Error() string { return fmt.Sprintf("operation %d: %v", b.index, b.err) }
+func (b *badOperation) Unwrap() error { return b.err }
+
+// operations translates a batch; index[i] is the message's operation behind
+// ops[i]. An SA that is in place already is replaced: an outbound one as a
+// whole, since it comes with a lease of its own; of an inbound one only the
+// addresses, so that its replay window is kept.
+func (c *Client) operations(a *keymgrv1.Apply) (ops []backend.Op, index []int, err error) {
+	add := func(i int, o backend.Op) {
+		ops = append(ops, o)
+		index = append(index, i)
+	}
+	for i, m := range a.GetOperations() {
+		switch o := m.GetOperation().(type) {
+		case *keymgrv1.Operation_Install:
+			sa, err := convert.FromSA(o.Install)
+			if err != nil {
+				return nil, nil, &badOperation{i, err}
+			}
+			switch {
+			case c.held[sa.ID] && sa.Direction == ipsec.Inbound:
+				add(i, backend.Op{Kind: backend.OpReplace, SA: sa})
+			case c.held[sa.ID]:
+				add(i, backend.Op{Kind: backend.OpRemove, ID: sa.ID})
+				fallthrough
+			default:
+				add(i, backend.Op{Kind: backend.OpInstall, SA: sa})
+			}
+		case *keymgrv1.Operation_Remove:
+			add(i, backend.Op{Kind: backend.OpRemove, ID: ipsec.SAID(o.Remove)})
+		case *keymgrv1.Operation_Grant:
+			add(i, backend.Op{Kind: backend.OpLease, ID: ipsec.SAID(o.Grant.GetId()), Lease: convert.FromLease(o.Grant.GetLease())})
+		default:
+			return nil, nil, &badOperation{i, fmt.Errorf("a kind that this software does not know")}
+		}
+	}
+	return ops, index, nil
+}
+
+// events carries the backend's events up until ctx ends or the backend fails.
+func (c *Client) events(ctx context.Context) error {
+	for {
+		var ev backend.Event
+		var ok bool
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok = <-c.Backend.Events():
+			if !ok {
+				return errors.New("the packet path stopped")
+			}
+		}
+		switch e := ev.(type) {
+		case backend.IKE:
+			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ike{Ike: &keymgrv1.IkeDatagram{
+				Local: e.Path.Local.Addr().AsSlice(), LocalPort: uint32(e.Path.Local.Port()),
+				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()), Data: e.Data,
+			}}})
+		case backend.Acquire:
+			if !c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Acquire{Acquire: &keymgrv1.Acquire{Id: e.ID, Flow: convert.ToFlow(e.Flow), Rule: e.Rule}}}) {
+				c.Backend.AcquireFailed(e.ID, "the key manager is not connected")
+			}
+		case backend.Expire:
+			m := &keymgrv1.Expire{Id: uint64(e.ID), Hard: e.Hard, Cause: e.Cause}
+			c.mu.Lock()
+			if !c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Expire{Expire: m}}) {
+				c.expired[e.ID] = m
+			}
+			c.mu.Unlock()
+		case backend.NeedLease:
+			m := &keymgrv1.LeaseRequest{Id: uint64(e.ID), Used: e.Used}
+			c.mu.Lock()
+			if !c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_LeaseRequest{LeaseRequest: m}}) {
+				c.leases[e.ID] = m
+			}
+			c.mu.Unlock()
+		case backend.PeerMoved:
+			// The IKE SA follows the peer with its own authenticated messages; ESP
+			// from a new address only tells that one is due.
+			c.Log.Info("ESP of a peer comes from a new address", "sa", e.ID, "remote", e.Path.Remote)
+		case backend.BadSelectors:
+			c.Log.Warn("a peer sent traffic outside its SA's selectors; dropped (RFC 4301 section 5.2)", "sa", e.ID, "flow", e.Flow.String())
+		case backend.Failed:
+			return fmt.Errorf("the packet path failed: %w", e.Err)
+		}
+	}
+}

@@ -1,0 +1,223 @@
+// Package linkserver serves WorkerLink: it carries push's values between the
+// engine and the workers' streams.
+package linkserver
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
+	ipsecv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/ipsec/v1"
+	keymgrv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1"
+	"github.com/testudo-ipsec/testudo/services/internal/convert"
+	"github.com/testudo-ipsec/testudo/services/internal/rpc"
+)
+
+// Server implements keymgrv1.WorkerLinkServer.
+type Server struct {
+	keymgrv1.UnimplementedWorkerLinkServer
+	Engine *engine.Engine
+	Log    *slog.Logger
+}
+
+// Attach is one worker's session.
+func (s *Server) Attach(st keymgrv1.WorkerLink_AttachServer) error {
+	caller, err := rpc.CallerOf(st.Context())
+	if err != nil {
+		return err
+	}
+	first, err := st.Recv()
+	if err != nil {
+		return err
+	}
+	m := first.GetHello()
+	if m == nil {
+		return status.Error(codes.InvalidArgument, "the first message must be hello")
+	}
+	if !caller.Is(m.GetNode()) {
+		return status.Errorf(codes.PermissionDenied, "%s may not attach as node %q", caller, m.GetNode())
+	}
+	hello, err := fromHello(m)
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	l := newLink()
+	session, err := s.Engine.Attach(hello, l)
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	defer session.Close()
+	defer l.Close("stream ended")
+	s.Log.Info("worker attached", "node", hello.Node, "inventory", len(hello.Inventory), "software", hello.Software)
+	defer s.Log.Info("worker detached", "node", hello.Node)
+
+	recvErr := make(chan error, 1)
+	go func() {
+		for {
+			m, err := st.Recv()
+			if err != nil {
+				recvErr <- err
+				return
+			}
+			r, err := fromReport(m)
+			if err != nil {
+				recvErr <- status.Error(codes.InvalidArgument, err.Error())
+				return
+			}
+			session.Handle(r)
+		}
+	}()
+	for {
+		select {
+		case m := <-l.down:
+			if err := st.Send(m); err != nil {
+				return err
+			}
+			wipe(m)
+		case why := <-l.closed:
+			return status.Error(codes.Aborted, why)
+		case err := <-recvErr:
+			return err
+		}
+	}
+}
+
+// wipe clears the keys of a message that was sent. gRPC has marshalled it by
+// then.
+func wipe(m *keymgrv1.AttachResponse) {
+	for _, op := range m.GetApply().GetOperations() {
+		if sa := op.GetInstall(); sa != nil {
+			sa.EncrKey, sa.IntegKey = nil, nil
+		}
+	}
+}
+
+// link is push.Link over a stream: a bounded queue that the stream's goroutine
+// empties.
+type link struct {
+	down   chan *keymgrv1.AttachResponse
+	closed chan string
+	once   sync.Once
+	done   chan struct{}
+}
+
+// queue is how many messages may wait for one stream. Batches are one
+// outstanding at a time, so nearly all of it is IKE datagrams.
+const queue = 1024
+
+func newLink() *link {
+	return &link{down: make(chan *keymgrv1.AttachResponse, queue), closed: make(chan string, 1), done: make(chan struct{})}
+}
+
+func (l *link) send(m *keymgrv1.AttachResponse) error {
+	select {
+	case <-l.done:
+		return push.ErrClosed
+	default:
+	}
+	select {
+	case l.down <- m:
+		return nil
+	default:
+		return push.ErrFull
+	}
+}
+
+func (l *link) Apply(b push.Batch) error {
+	m := &keymgrv1.Apply{Nonce: b.Nonce, Operations: make([]*keymgrv1.Operation, len(b.Ops))}
+	for i, op := range b.Ops {
+		switch o := op.(type) {
+		case push.Install:
+			m.Operations[i] = &keymgrv1.Operation{Operation: &keymgrv1.Operation_Install{Install: convert.ToSA(&o.SA)}}
+		case push.Remove:
+			m.Operations[i] = &keymgrv1.Operation{Operation: &keymgrv1.Operation_Remove{Remove: uint64(o.ID)}}
+		case push.Grant:
+			m.Operations[i] = &keymgrv1.Operation{Operation: &keymgrv1.Operation_Grant{Grant: &keymgrv1.Grant{
+				Id: uint64(o.ID), Lease: &ipsecv1.Lease{First: o.Lease.First, Last: o.Lease.Last},
+			}}}
+		}
+	}
+	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_Apply{Apply: m}})
+}
+
+func (l *link) SendIKE(p ike.Path, data []byte) error {
+	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_Ike{Ike: &keymgrv1.IkeDatagram{
+		Local: p.Local.Addr().AsSlice(), LocalPort: uint32(p.Local.Port()),
+		Remote: p.Remote.Addr().AsSlice(), RemotePort: uint32(p.Remote.Port()), Data: data,
+	}}})
+}
+
+func (l *link) AcquireFailed(id uint64, why string) error {
+	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_AcquireFailed{AcquireFailed: &keymgrv1.AcquireFailed{Id: id, Why: why}}})
+}
+
+func (l *link) Close(why string) {
+	l.once.Do(func() {
+		close(l.done)
+		l.closed <- why
+	})
+}
+
+func fromHello(m *keymgrv1.Hello) (push.Hello, error) {
+	h := push.Hello{Node: m.GetNode(), Incarnation: m.GetIncarnation(), Software: m.GetSoftware()}
+	if h.Node == "" || h.Incarnation == 0 {
+		return h, fmt.Errorf("hello needs a node and an incarnation that is not 0")
+	}
+	var err error
+	if h.Addresses, err = convert.FromAddrs(m.GetAddresses()); err != nil {
+		return h, fmt.Errorf("hello: %w", err)
+	}
+	for _, i := range m.GetInventory() {
+		h.Inventory = append(h.Inventory, push.Held{
+			ID: ipsec.SAID(i.GetId()), SPI: ipsec.SPI(i.GetSpi()), Direction: ipsec.Direction(i.GetDirection()),
+			Rule: i.GetRule(), Child: i.GetChild(), Top: i.GetTop(), LeaseLast: i.GetLeaseLast(),
+		})
+	}
+	return h, nil
+}
+
+func fromReport(m *keymgrv1.AttachRequest) (push.Report, error) {
+	switch r := m.GetMessage().(type) {
+	case *keymgrv1.AttachRequest_Ack:
+		return push.Ack{Nonce: r.Ack.GetNonce()}, nil
+	case *keymgrv1.AttachRequest_Nack:
+		return push.Nack{Nonce: r.Nack.GetNonce(), Op: int(r.Nack.GetOperation()), Why: r.Nack.GetWhy()}, nil
+	case *keymgrv1.AttachRequest_Acquire:
+		f, err := convert.FromFlow(r.Acquire.GetFlow())
+		return push.Acquire{ID: r.Acquire.GetId(), Flow: f, Rule: r.Acquire.GetRule()}, err
+	case *keymgrv1.AttachRequest_Ike:
+		l, err := addrPort(r.Ike.GetLocal(), r.Ike.GetLocalPort())
+		if err != nil {
+			return nil, err
+		}
+		rem, err := addrPort(r.Ike.GetRemote(), r.Ike.GetRemotePort())
+		return push.Datagram{Path: ike.Path{Local: l, Remote: rem}, Data: r.Ike.GetData()}, err
+	case *keymgrv1.AttachRequest_Expire:
+		return push.Expire{Expiry: ipsec.Expiry{ID: ipsec.SAID(r.Expire.GetId()), Hard: r.Expire.GetHard(), Cause: r.Expire.GetCause()}}, nil
+	case *keymgrv1.AttachRequest_Counters:
+		c := push.Counters{SAs: make([]ipsec.SACounters, len(r.Counters.GetItems()))}
+		for i, item := range r.Counters.GetItems() {
+			c.SAs[i] = convert.FromCounters(item)
+		}
+		return c, nil
+	case *keymgrv1.AttachRequest_LeaseRequest:
+		return push.LeaseRequest{ID: ipsec.SAID(r.LeaseRequest.GetId()), Used: r.LeaseRequest.GetUsed()}, nil
+	}
+	return nil, fmt.Errorf("a message of a kind that this software does not know")
+}
+
+func addrPort(b []byte, port uint32) (netip.AddrPort, error) {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok || port > 65535 {
+		return netip.AddrPort{}, fmt.Errorf("IKE datagram: address of %d octets and port %d", len(b), port)
+	}
+	return netip.AddrPortFrom(a, uint16(port)), nil
+}
