@@ -31,10 +31,16 @@ func Sum(b []byte, initial uint16) uint16 {
 		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(b), carry)
 		b = b[8:]
 	}
-	if len(b) > 0 {
-		var tail [8]byte // at most 7 octets, padded with zeros at the end
-		copy(tail[:], b)
-		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(tail[:]), carry)
+	if len(b) >= 4 {
+		acc, carry = bits.Add64(acc, uint64(binary.NativeEndian.Uint32(b)), carry)
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		acc, carry = bits.Add64(acc, uint64(binary.NativeEndian.Uint16(b)), carry)
+		b = b[2:]
+	}
+	if len(b) == 1 { // padded with a zero octet
+		acc, carry = bits.Add64(acc, uint64(swap(uint16(b[0])<<8)), carry)
 	}
 	acc, carry = bits.Add64(acc, 0, carry)
 	return swap(fold(acc + carry))

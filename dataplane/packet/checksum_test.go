@@ -1,0 +1,107 @@
+package packet
+
+import (
+	"math/rand/v2"
+	"strconv"
+	"testing"
+)
+
+// slowSum is RFC 1071 §1 word for word.
+func slowSum(b []byte, initial uint16) uint16 {
+	s := uint64(initial)
+	for len(b) >= 2 {
+		s += uint64(b[0])<<8 | uint64(b[1])
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		s += uint64(b[0]) << 8
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
+
+// same compares sums: 0 and 0xffff are one value (RFC 1624 §3).
+func same(a, b uint16) bool { return a%0xffff == b%0xffff && (a == 0) == (b == 0) }
+
+// RFC 1071 §3: the example sum.
+func TestRFC1071Example(t *testing.T) {
+	b := []byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}
+	if got := Sum(b, 0); got != 0xddf2 {
+		t.Fatalf("sum %#04x, want 0xddf2", got)
+	}
+}
+
+func TestSumAgainstReference(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	buf := make([]byte, 4096)
+	for round := range 3 {
+		for i := range buf {
+			switch round {
+			case 0:
+				buf[i] = byte(r.Uint32())
+			case 1:
+				buf[i] = 0xff
+			case 2:
+				buf[i] = 0
+			}
+		}
+		for n := 0; n <= 2100; n++ {
+			for _, at := range []int{0, 1, 3} {
+				for _, init := range []uint16{0, 1, 0xfffe, 0xffff, uint16(r.Uint32())} {
+					if got, want := Sum(buf[at:at+n], init), slowSum(buf[at:at+n], init); !same(got, want) {
+						t.Fatalf("round %d, %d octets at %d from %#04x: %#04x, want %#04x", round, n, at, init, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func FuzzSum(f *testing.F) {
+	f.Add([]byte{1, 2, 3}, uint16(7), uint8(1))
+	f.Fuzz(func(t *testing.T, b []byte, init uint16, cut uint8) {
+		want := slowSum(b, init)
+		if got := Sum(b, init); !same(got, want) {
+			t.Fatalf("%#04x, want %#04x", got, want)
+		}
+		at := min(int(cut)&^1, len(b)) // parts of even length add up
+		if at%2 == 0 {
+			if got := Sum(b[at:], Sum(b[:at], init)); !same(got, want) {
+				t.Fatalf("in two parts %#04x, want %#04x", got, want)
+			}
+		}
+	})
+}
+
+// Incremental updates end where a full computation does (RFC 1624).
+func TestUpdate(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	b := make([]byte, 20)
+	for range 100_000 {
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		b[0] = 0x45
+		SetChecksum4(b)
+		set4(b, []int{2, 4, 6, 8, 12, 14, 16, 18}[r.IntN(8)], uint16(r.Uint32()))
+		if why := VerifyChecksum4(b); why != WhyOK {
+			t.Fatalf("%x: %s", b, why)
+		}
+	}
+}
+
+func BenchmarkSum(b *testing.B) {
+	for name, f := range map[string]func([]byte, uint16) uint16{"fast": Sum, "reference": slowSum} {
+		for _, n := range []int{20, 64, 1400} {
+			buf := make([]byte, n)
+			b.Run(name+"/"+strconv.Itoa(n), func(b *testing.B) {
+				b.SetBytes(int64(n))
+				for b.Loop() {
+					f(buf, 0)
+				}
+			})
+		}
+	}
+}
