@@ -1,0 +1,14 @@
+// Package static serves pre-shared keys from files in one folder: the store
+// that needs no other system. Files are read when they are asked for, so a
+// changed file is in force at once; there is nothing to reload.
+//
+// A file holds one key: text, or "hex:" or "base64:" and digits, with or
+// without one trailing newline. To rotate web-db.psk, copy it to
+// web-db.psk.previous and rename a new file to web-db.psk: both keys are
+// offered, newest first, until web-db.psk.previous is deleted.
+//
+// The folder must be closed to writers other than its owner, and a file to
+// everybody but its owner (mode 0600 or 0400). Symbolic links are followed
+// inside the folder only, which is how Kubernetes mounts secrets; set
+// defaultMode: 0400 there.
+package static

@@ -1,0 +1,114 @@
+package static
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
+)
+
+// Previous is what follows the name of the file with the last key, while a
+// rotation overlaps.
+const Previous = ".previous"
+
+// Store is a folder of secrets. It is safe for concurrent use.
+type Store struct {
+	dir  string
+	root *os.Root // keeps every path inside the folder, symbolic links included
+}
+
+// Open opens the folder dir.
+func Open(dir string) (*Store, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder of secrets: %w", err)
+	}
+	info, err := root.Stat(".")
+	if err != nil {
+		_ = root.Close()
+		return nil, fmt.Errorf("opening the folder of secrets: %w", err)
+	}
+	if perm := info.Mode().Perm(); perm&0o022 != 0 {
+		_ = root.Close()
+		return nil, fmt.Errorf("the folder of secrets %s has mode %04o and can be written by others: chmod go-w %s", dir, perm, dir)
+	}
+	return &Store{dir: dir, root: root}, nil
+}
+
+// Close lets go of the folder.
+func (s *Store) Close() error { return s.root.Close() }
+
+// PSK implements cred.PSKs.
+func (s *Store) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, cred.Errorf(cred.Unavailable, ref, "not asked for: %w", err)
+	}
+	r, err := cred.ParseRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	if r.Scheme != cred.SchemeFile {
+		return nil, cred.Errorf(cred.Invalid, ref, "this store serves file: references only")
+	}
+	newest, err := s.read(ref, r.Path)
+	if err != nil {
+		return nil, err
+	}
+	secrets := append(make([]ipsec.Secret, 0, cred.MaxCandidates), newest)
+	previous, err := s.read(ref, r.Path+Previous)
+	switch {
+	case err == nil:
+		secrets = append(secrets, previous)
+	case cred.KindOf(err) != cred.NotFound:
+		// The operator meant it to be in force: say so rather than leave it out.
+		newest.Wipe()
+		return nil, err
+	}
+	return secrets, nil
+}
+
+func (s *Store) read(ref, name string) (ipsec.Secret, error) {
+	// O_NONBLOCK: opening a FIFO must not hang.
+	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return ipsec.Secret{}, s.openError(ref, name, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ipsec.Secret{}, cred.Errorf(cred.Unavailable, ref, "%w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return ipsec.Secret{}, cred.Errorf(cred.Invalid, ref, "%s/%s is not a regular file", s.dir, name)
+	}
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return ipsec.Secret{}, cred.Errorf(cred.Denied, ref, "%s/%s has mode %04o, open to others than its owner: chmod 600 it, and replace the key if others have read it", s.dir, name, perm)
+	}
+	buf := make([]byte, cred.MaxEncoded+1)
+	defer clear(buf)
+	n, err := io.ReadFull(f, buf)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return ipsec.Secret{}, cred.Errorf(cred.Unavailable, ref, "%w", err)
+	}
+	return cred.DecodePSK(ref, buf[:n])
+}
+
+func (s *Store) openError(ref, name string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return cred.Errorf(cred.NotFound, ref, "there is no file %s in %s", name, s.dir)
+	case errors.Is(err, fs.ErrPermission):
+		return cred.Errorf(cred.Denied, ref, "%w: the key manager must own %s/%s", err, s.dir, name)
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENOMEM):
+		return cred.Errorf(cred.Unavailable, ref, "%w", err)
+	}
+	// What is left is a path that cannot be a file of this folder: one that
+	// leaves it, a loop of links, a folder where a file should be.
+	return cred.Errorf(cred.Invalid, ref, "%w", err)
+}
