@@ -1,0 +1,314 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/testudo-ipsec/testudo/dataplane/backend"
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/dataplane/sad"
+	"github.com/testudo-ipsec/testudo/dataplane/spd"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// SetPolicy replaces the policy. SAs stay; one whose rule is gone carries
+// nothing until it is removed.
+func (e *Engine) SetPolicy(_ context.Context, p *ipsec.NodePolicy) error {
+	table, err := spd.Compile(p.Rules, p.Default)
+	if err != nil {
+		return fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return backend.ErrClosed
+	}
+	e.policy = p
+	e.publish(table, e.byRule(table), make([]hit, len(table.Rules)))
+	e.acquires.keepRules(table)
+	return nil
+}
+
+// byRule lists the outbound SAs of each rule, the newest first. The caller
+// holds mu.
+func (e *Engine) byRule(t *spd.Table) [][]*outSA {
+	index := make(map[string]int, len(t.Rules))
+	for i := range t.Rules {
+		index[t.Rules[i].Name] = i
+	}
+	outs := make([][]*outSA, len(t.Rules))
+	for _, o := range e.outs {
+		if i, ok := index[o.SA().Rule]; ok {
+			outs[i] = append(outs[i], o)
+		}
+	}
+	for _, l := range outs {
+		slices.SortFunc(l, newestFirst)
+	}
+	return outs
+}
+
+// newestFirst orders SAs by falling ID: a key manager's IDs only grow, so the
+// SA of a rekey comes before the one it replaces.
+func newestFirst(a, b *outSA) int {
+	if a.SA().ID > b.SA().ID {
+		return -1
+	}
+	return 1
+}
+
+// Apply implements backend.Backend. All of a batch is checked before any of it
+// is done.
+func (e *Engine) Apply(ops []backend.Op) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return backend.ErrClosed
+	}
+	plan, err := e.plan(ops)
+	if err != nil {
+		return err
+	}
+	if err := e.sad.Apply(e.cfg.Now(), plan.batch); err != nil {
+		return e.culprit(ops, err)
+	}
+	for i, op := range ops {
+		if err := e.do(op, plan); err != nil {
+			// What plan and sad have accepted can fail here only for want of
+			// memory or entropy; the batch is undone as far as it went.
+			undo := sad.Batch{}
+			for _, sa := range plan.batch.Install {
+				undo.Remove = append(undo.Remove, sa.ID)
+				e.forget(sa.ID)
+			}
+			undoErr := e.sad.Apply(e.cfg.Now(), undo)
+			return &backend.OpError{Index: i, Kind: op.Kind, SA: op.Target(), Err: errors.Join(err, undoErr)}
+		}
+	}
+	for _, sa := range plan.batch.Install {
+		sa.EncrKey.Wipe()
+		sa.IntegKey.Wipe()
+	}
+	s := e.state.Load()
+	e.publish(s.table, e.byRule(s.table), s.hits)
+	for _, sa := range plan.batch.Install {
+		if sa.Direction == ipsec.Outbound {
+			e.drain(sa.Rule)
+		}
+	}
+	return nil
+}
+
+// plan is what a batch comes to.
+type plan struct {
+	batch sad.Batch
+	paths map[*ipsec.SA]*path
+}
+
+// shadow is what a batch has changed so far, while it is being checked.
+type shadow struct {
+	removed   map[ipsec.SAID]bool
+	installed map[ipsec.SAID]*ipsec.SA
+	spis      map[ipsec.SPI]bool
+	lease     map[ipsec.SAID]uint64 // end of the last lease
+}
+
+func (e *Engine) plan(ops []backend.Op) (plan, error) {
+	p := plan{paths: map[*ipsec.SA]*path{}}
+	s := shadow{map[ipsec.SAID]bool{}, map[ipsec.SAID]*ipsec.SA{}, map[ipsec.SPI]bool{}, map[ipsec.SAID]uint64{}}
+	for i, op := range ops {
+		if err := e.check(op, &p, &s); err != nil {
+			return plan{}, &backend.OpError{Index: i, Kind: op.Kind, SA: op.Target(), Err: err}
+		}
+	}
+	return p, nil
+}
+
+func (e *Engine) check(op backend.Op, p *plan, s *shadow) error {
+	switch op.Kind {
+	case backend.OpInstall, backend.OpReplace:
+		if op.SA == nil {
+			return fmt.Errorf("%w: the operation holds none", backend.ErrNotUsable)
+		}
+		path, err := e.newPath(op.SA)
+		if err != nil {
+			return err
+		}
+		p.paths[op.SA] = path
+		if op.Kind == backend.OpReplace {
+			if !e.has(op.SA.ID, s) {
+				return backend.ErrNotFound
+			}
+			return nil
+		}
+		return e.checkInstall(op.SA, p, s)
+	case backend.OpRemove:
+		if !e.has(op.ID, s) {
+			return nil
+		}
+		if s.installed[op.ID] != nil {
+			return fmt.Errorf("%w: it is installed by the same batch", backend.ErrExists)
+		}
+		s.removed[op.ID] = true
+		p.batch.Remove = append(p.batch.Remove, op.ID)
+		return nil
+	case backend.OpLease:
+		return e.checkLease(op, s)
+	}
+	return fmt.Errorf("%w: unknown operation", backend.ErrNotUsable)
+}
+
+func (e *Engine) checkInstall(sa *ipsec.SA, p *plan, s *shadow) error {
+	if e.has(sa.ID, s) {
+		return backend.ErrExists
+	}
+	if sa.Protocol != ipsec.ProtocolESP {
+		return fmt.Errorf("%w: this backend carries esp, got %s", backend.ErrNotUsable, sa.Protocol)
+	}
+	switch sa.Direction {
+	case ipsec.Inbound:
+		e.inMu.RLock()
+		in := e.ins[sa.SPI]
+		e.inMu.RUnlock()
+		if s.spis[sa.SPI] || in != nil && !s.removed[in.SA().ID] {
+			return fmt.Errorf("%w: inbound SPI %s", backend.ErrExists, sa.SPI)
+		}
+		s.spis[sa.SPI] = true
+	case ipsec.Outbound:
+		s.lease[sa.ID] = sa.Lease.Last
+	}
+	s.installed[sa.ID] = sa
+	p.batch.Install = append(p.batch.Install, sa)
+	return nil
+}
+
+func (e *Engine) checkLease(op backend.Op, s *shadow) error {
+	end, esn := s.lease[op.ID], false
+	switch sa, o := s.installed[op.ID], e.outs[op.ID]; {
+	case sa != nil && sa.Direction == ipsec.Outbound:
+		esn = sa.Suite.ESN
+	case o != nil && !s.removed[op.ID]:
+		end, esn = max(end, o.lease.Last), o.SA().Suite.ESN
+	default:
+		return fmt.Errorf("outbound: %w", backend.ErrNotFound)
+	}
+	l := op.Lease
+	switch {
+	case l.First == 0 || l.First >= l.Last || !esn && l.Last > 1<<32:
+		return fmt.Errorf("%w: lease [%d, %d) is empty, starts at 0 or ends past the sequence numbers", backend.ErrNotUsable, l.First, l.Last)
+	case l.First < end:
+		return fmt.Errorf("%w: [%d, %d), granted to %d", backend.ErrOverlap, l.First, l.Last, end)
+	}
+	s.lease[op.ID] = l.Last
+	return nil
+}
+
+func (e *Engine) has(id ipsec.SAID, s *shadow) bool {
+	return s.installed[id] != nil || (e.outs[id] != nil || e.inID[id] != nil) && !s.removed[id]
+}
+
+// do makes a checked operation real. The SAD has installed and removed already.
+func (e *Engine) do(op backend.Op, p plan) error {
+	switch op.Kind {
+	case backend.OpInstall:
+		return e.install(op.SA, p.paths[op.SA])
+	case backend.OpReplace:
+		if o := e.outs[op.SA.ID]; o != nil {
+			o.path.Store(p.paths[op.SA])
+		} else if in := e.inID[op.SA.ID]; in != nil {
+			in.path.Store(p.paths[op.SA])
+		}
+	case backend.OpRemove:
+		e.forget(op.ID)
+	case backend.OpLease:
+		if err := e.outs[op.ID].AddLease(op.Lease); err != nil {
+			return err
+		}
+		e.outs[op.ID].lease = op.Lease
+	}
+	return nil
+}
+
+func (e *Engine) install(sa *ipsec.SA, p *path) error {
+	if sa.Direction == ipsec.Inbound {
+		in := &inSA{Inbound: e.sad.Inbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors)}
+		in.path.Store(p)
+		in.partly = sa.Mode == ipsec.ModeTransport && sa.Encap != nil
+		e.inMu.Lock()
+		e.ins[sa.SPI], e.inID[sa.ID] = in, in
+		e.inMu.Unlock()
+		return nil
+	}
+	o := &outSA{Outbound: e.sad.Outbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors), lease: sa.Lease}
+	o.path.Store(p)
+	for range len(e.outw) + 1 {
+		s, err := o.NewSealer()
+		if err != nil {
+			return err
+		}
+		o.sealers = append(o.sealers, s)
+	}
+	e.outs[sa.ID] = o
+	return nil
+}
+
+func (e *Engine) forget(id ipsec.SAID) {
+	delete(e.outs, id)
+	e.inMu.Lock()
+	defer e.inMu.Unlock()
+	if in := e.inID[id]; in != nil {
+		delete(e.inID, id)
+		// The SPI may belong to another SA of the same batch by now.
+		if spi := in.SA().SPI; e.ins[spi] == in {
+			delete(e.ins, spi)
+		}
+	}
+}
+
+// culprit finds the operation that made the SAD refuse a batch.
+func (e *Engine) culprit(ops []backend.Op, cause error) error {
+	for i, op := range ops {
+		if op.Kind != backend.OpInstall {
+			continue
+		}
+		if err := sad.New().Apply(e.cfg.Now(), sad.Batch{Install: []*ipsec.SA{op.SA}}); err != nil {
+			return &backend.OpError{Index: i, Kind: op.Kind, SA: op.SA.ID, Err: fmt.Errorf("%w: %w", backend.ErrNotUsable, err)}
+		}
+	}
+	return cause
+}
+
+// drain sends what waited for an SA of a rule. What the new SA does not cover
+// waits again. The caller holds mu.
+func (e *Engine) drain(rule string) {
+	waiting := e.acquires.take(rule)
+	if len(waiting) == 0 {
+		return
+	}
+	e.ctl.begin()
+	for i := range waiting {
+		e.ctl.packet(waiting[i].Data, waiting[i].Offload)
+	}
+	e.ctl.flush()
+}
+
+// AcquireFailed implements backend.Backend.
+func (e *Engine) AcquireFailed(id uint64, _ string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rule, waiting, ok := e.acquires.fail(id)
+	if !ok {
+		return
+	}
+	if r := e.rule(rule); r == nil || !r.Template.FallbackClear {
+		e.acquires.counts.add(packet.WhyAcquireFail, uint64(len(waiting)))
+		return
+	}
+	e.ctl.begin()
+	for i := range waiting {
+		e.ctl.packet(waiting[i].Data, waiting[i].Offload)
+	}
+	e.ctl.flush()
+}

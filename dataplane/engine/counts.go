@@ -1,0 +1,116 @@
+package engine
+
+import (
+	"cmp"
+	"slices"
+	"sync/atomic"
+
+	"github.com/testudo-ipsec/testudo/dataplane/backend"
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// counts is how often each why was met. Each worker has its own, so that no two
+// cores write one cache line.
+type counts struct {
+	n [packet.NumWhys]atomic.Uint64
+	_ [64]byte
+}
+
+func (c *counts) add(why packet.Why, n uint64) { c.n[why].Add(n) }
+
+// Counters implements backend.Backend.
+func (e *Engine) Counters() backend.Counters {
+	var sum [packet.NumWhys]uint64
+	gather := func(c *counts) {
+		for i := range c.n {
+			sum[i] += c.n[i].Load()
+		}
+	}
+	for _, w := range e.outw {
+		gather(&w.counts)
+	}
+	for _, w := range e.inw {
+		gather(&w.counts)
+	}
+	gather(&e.ctl.counts)
+	gather(&e.acquires.counts)
+	var c backend.Counters
+	for i, n := range sum {
+		if n != 0 && packet.Why(i) != packet.WhyOK {
+			c.Whys = append(c.Whys, backend.WhyCount{Why: packet.Why(i).String(), Packets: n})
+		}
+	}
+	slices.SortFunc(c.Whys, func(a, b backend.WhyCount) int { return cmp.Compare(a.Why, b.Why) })
+	c.SAs = e.sad.AppendCounters(nil)
+	slices.SortFunc(c.SAs, func(a, b ipsec.SACounters) int { return cmp.Compare(a.ID, b.ID) })
+	s := e.state.Load()
+	for i := range s.hits {
+		if n := s.hits[i].packets.Load(); n != 0 {
+			c.Rules = append(c.Rules, backend.RuleCount{Rule: s.table.Rules[i].Name, Packets: n, Bytes: s.hits[i].bytes.Load()})
+		}
+	}
+	slices.SortFunc(c.Rules, func(a, b backend.RuleCount) int { return cmp.Compare(a.Rule, b.Rule) })
+	return c
+}
+
+// Inventory implements backend.Backend.
+func (e *Engine) Inventory() []backend.Installed {
+	sas := e.sad.AppendSAs(nil)
+	counters := map[ipsec.SAID]ipsec.SACounters{}
+	for _, c := range e.sad.AppendCounters(nil) {
+		counters[c.ID] = c
+	}
+	out := make([]backend.Installed, len(sas))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inMu.RLock()
+	defer e.inMu.RUnlock()
+	for i, sa := range sas {
+		out[i] = backend.Installed{
+			ID: sa.ID, Direction: sa.Direction, Protocol: sa.Protocol, SPI: sa.SPI, Mode: sa.Mode,
+			Local: sa.Local, Remote: sa.Remote, Encap: sa.Encap, Suite: sa.Suite, Selectors: sa.Selectors,
+			Rule: sa.Rule, Peer: sa.Peer, Child: sa.Child, Lease: sa.Lease, Counters: counters[sa.ID],
+		}
+		var p *path
+		if o := e.outs[sa.ID]; o != nil {
+			p, out[i].Lease = o.path.Load(), o.lease
+		} else if in := e.inID[sa.ID]; in != nil {
+			p = in.path.Load()
+		}
+		if p != nil { // moved since it was installed
+			out[i].Local, out[i].Remote, out[i].Encap = p.local.Addr(), p.remote.Addr(), p.encap
+		}
+	}
+	slices.SortFunc(out, func(a, b backend.Installed) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// Explain implements backend.Backend.
+func (e *Engine) Explain(f ipsec.Flow, d ipsec.Direction) backend.Explanation {
+	s := e.state.Load()
+	r := e.outw[0].explain(s, f, d)
+	x := backend.Explanation{Flow: f, Direction: d, Action: r.verdict.Action, Why: r.why.String()}
+	if r.verdict.Rule >= 0 {
+		x.Rule = s.table.Rules[r.verdict.Rule].Name
+	}
+	switch {
+	case r.verdict.Rule < 0:
+		x.Detail = "no rule matches; the policy's default action decides"
+	case r.verdict.Action != ipsec.ActionSecure:
+		x.Detail = "rule " + x.Rule + " decides"
+	case r.out == nil && d == ipsec.Outbound:
+		x.Detail = "rule " + x.Rule + " secures it and no SA carries it: the packet waits and the key manager is asked for one"
+	case d == ipsec.Inbound && r.why == packet.WhyClear:
+		x.Detail = "rule " + x.Rule + " secures it: a packet in clear is dropped, a protected one passes"
+	case d == ipsec.Inbound:
+		x.Detail = "rule " + x.Rule + " secures it and accepts it in clear too"
+	}
+	if r.out != nil {
+		sa, p := r.out.SA(), r.out.path.Load()
+		x.SA, x.SPI, x.Mode, x.Suite = sa.ID, sa.SPI, sa.Mode, sa.Suite.String()
+		x.Local, x.Remote = p.local.Addr(), p.remote.Addr()
+		x.Detail = "rule " + x.Rule + " secures it with " + sa.ID.String()
+	}
+	return x
+}

@@ -1,0 +1,16 @@
+// Package engine is the packet path of a worker in user space: TUN to sockets
+// (outbound) and sockets to TUN (inbound), between the SPD and the SAD.
+//
+// One goroutine runs each TUN queue and each socket, from reading a batch to
+// writing it: there is no queue between cores. What they share is read through
+// one atomic pointer (state), which the control side replaces as a whole; its
+// stamp makes every cached decision stale. Control calls take Engine.mu.
+//
+// The outer IP and UDP headers are written by the kernel's sockets. So outer
+// fragments are reassembled and outer routes followed there, and the engine sees
+// ESP only.
+//
+// Limits. Transport mode does not carry IPv4 options or IPv6 extension headers
+// that stand before ESP, nor fragments (RFC 4303 §3.1.1). Tunnel mode carries
+// fragments on SAs whose ports are ANY.
+package engine

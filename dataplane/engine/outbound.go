@@ -1,0 +1,334 @@
+package engine
+
+import (
+	"net/netip"
+
+	"github.com/testudo-ipsec/testudo/dataplane/esp"
+	"github.com/testudo-ipsec/testudo/dataplane/netio"
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/dataplane/spd"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+const (
+	// sendBuffer holds the sealed packets of one batch: the largest train and
+	// what sealing adds, and a few more.
+	sendBuffer = 256 << 10
+	// tunBatch is how many packets are taken from the TUN before they are sent.
+	tunBatch = 32
+	// flowSlots is the size of a worker's flow cache.
+	flowSlots = 4096
+	// burst is how many packets are sealed or opened under one reservation.
+	burst = netio.MaxSegments
+)
+
+// route is what a worker remembers of a flow.
+type route struct {
+	verdict spd.Verdict
+	why     packet.Why
+	out     *outSA
+}
+
+// outWorker takes packets from one TUN queue to the sockets.
+type outWorker struct {
+	e       *Engine
+	id      int // the worker's sealer in every outSA
+	cache   *spd.Cache[route]
+	senders []netio.Sender
+	clear   [2]netio.Sender
+	tun     netio.TunWriter
+	now     int64
+
+	buf   []byte
+	used  int
+	queue []sendQueue // by socket
+	jobs  [burst]esp.SealJob
+	head  [maxTrainHeader]byte
+	icmp  [packet.TooBigLen]byte
+
+	counts counts
+}
+
+// sendQueue is what will be sent on one socket. Packets of one path and equal
+// length that lie next to each other in the buffer become a train.
+type sendQueue struct {
+	msgs  []netio.Message
+	path  *path // of the last message, nil when it takes no more
+	end   int   // where the last message ends in the buffer
+	count int   // datagrams in the last message
+	train bool  // the socket takes trains
+}
+
+func newOutWorker(e *Engine, id int, t netio.Tun) *outWorker {
+	w := &outWorker{e: e, id: id, cache: spd.NewCache[route](flowSlots), tun: t.Writer(), buf: make([]byte, sendBuffer)}
+	for i := range e.cfg.Sockets {
+		w.senders = append(w.senders, e.cfg.Sockets[i].Conn.Sender())
+		w.queue = append(w.queue, sendQueue{train: e.cfg.Sockets[i].Port != 0})
+	}
+	for i, c := range e.cfg.Clear {
+		if c != nil {
+			w.clear[i] = c.Sender()
+		}
+	}
+	return w
+}
+
+func (w *outWorker) loop(t netio.Tun) error {
+	ps := make([]netio.Packet, tunBatch)
+	for i := range ps {
+		// Room after the largest packet lets a sealer borrow octets for its trailer.
+		ps[i].Data = make([]byte, 0, netio.MaxPacket+256)
+	}
+	for {
+		n, err := t.Read(ps)
+		if err != nil {
+			if gone(err) {
+				return err
+			}
+			w.counts.add(packet.WhyRead, 1)
+			if n == 0 {
+				return err
+			}
+		}
+		w.begin()
+		for i := range ps[:n] {
+			w.packet(ps[i].Data, ps[i].Offload)
+		}
+		w.flush()
+	}
+}
+
+// begin starts a batch.
+func (w *outWorker) begin() { w.now = w.e.cfg.Now().UnixNano() }
+
+// packet sends one packet or train on its way.
+func (w *outWorker) packet(b []byte, o netio.Offload) {
+	h, why := packet.Parse(b)
+	if why != packet.WhyOK {
+		w.counts.add(why, 1)
+		return
+	}
+	b = b[:h.Length]
+	k := spd.PacketKey(&h, b, ipsec.Outbound)
+	s := w.e.state.Load()
+	r := w.cache.Find(&k, s.stamp)
+	if r == nil {
+		r = w.cache.Put(&k, s.stamp, w.route(s, &k))
+	}
+	if r.verdict.Rule >= 0 {
+		hit := &s.hits[r.verdict.Rule]
+		hit.packets.Add(uint64(packetCount(&h, &o)))
+		hit.bytes.Add(uint64(len(b)))
+	}
+	switch {
+	case r.out != nil:
+		w.protect(r.out, b, &h, &o)
+	case r.why != packet.WhyOK:
+		w.counts.add(r.why, 1)
+	case r.verdict.Action == ipsec.ActionPermit:
+		w.inClear(b, &h, &o)
+	default:
+		w.acquire(s, r, b, &h, o)
+	}
+}
+
+// packetCount is how many packets a train stands for.
+func packetCount(h *packet.Header, o *netio.Offload) int {
+	if o.GSO == netio.GSONone || o.Segment == 0 {
+		return 1
+	}
+	return max(1, (h.Length-int(h.Upper)+int(o.Segment)-1)/int(o.Segment))
+}
+
+// route decides about a flow: the verdict, and for secure the newest SA of the
+// rule that may be used and covers the packet.
+func (w *outWorker) route(s *state, k *spd.Key) route {
+	v := s.table.Lookup(k)
+	r := route{verdict: v, why: v.Why}
+	if v.Action != ipsec.ActionSecure {
+		return r
+	}
+	var spare *outSA
+	for _, o := range s.outs[v.Rule] {
+		if o.Usable(w.now) != packet.WhyOK || o.sel.Check(k) != packet.WhyOK {
+			continue
+		}
+		if o.LeaseLeft() > 0 {
+			r.out = o
+			return r
+		}
+		if spare == nil {
+			spare = o
+		}
+	}
+	// An SA without numbers drops, counted as no-lease, while more are on the
+	// way; a new negotiation would not help.
+	r.out = spare
+	return r
+}
+
+// acquire lets a packet wait for an SA.
+func (w *outWorker) acquire(s *state, r *route, b []byte, h *packet.Header, o netio.Offload) {
+	why, stale := w.e.acquires.add(s.stamp, &s.table.Rules[r.verdict.Rule], h.Flow(b, ipsec.Outbound), b, o)
+	switch {
+	case stale:
+		w.packet(b, o)
+	case why == packet.WhyOK:
+		w.inClear(b, h, &o)
+	case why != packet.WhyAcquiring:
+		w.counts.add(why, 1)
+	}
+}
+
+// protect seals a packet or the segments of a train.
+func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Offload) {
+	p := o.path.Load()
+	s := o.sealers[w.id]
+	t, why := newTrain(b, h, off, w.head[:])
+	if why == packet.WhyOK && o.SA().Mode == ipsec.ModeTransport {
+		why = t.forTransport()
+	}
+	if why != packet.WhyOK {
+		w.counts.add(why, uint64(max(t.count, 1)))
+		return
+	}
+	if mtu := o.innerMTU(p, s, o.SA().Mode, w.now); mtu != 0 && t.largest() > mtu && packet.DF(b) {
+		w.tooBig(b, h, mtu)
+		return
+	}
+	m := netio.Message{Local: p.local, Remote: p.remote, TOS: packet.TOS(b)}
+	if t.skip != 0 {
+		m.TTL = packet.TTL(b) // transport mode keeps the packet's own header
+	}
+	for t.next < t.count {
+		w.sealSome(o, p, s, &t, &m)
+	}
+}
+
+// sealSome seals up to a burst of segments, as many as the buffer holds.
+func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *netio.Message) {
+	size := s.SealedLen(t.largest() - t.skip)
+	if w.used+size > len(w.buf) {
+		w.flush()
+	}
+	n := min(burst, t.count-t.next, (len(w.buf)-w.used)/size)
+	if n == 0 { // cannot be: the buffer holds the largest packet
+		w.counts.add(packet.WhyNoRoom, uint64(t.count-t.next))
+		t.next = t.count
+		return
+	}
+	jobs := w.jobs[:n]
+	for i := range jobs {
+		jobs[i] = esp.SealJob{Size: t.size(t.next+i) - t.skip}
+	}
+	o.Reserve(w.now, jobs)
+	for i := range jobs {
+		inner, next := t.segment()
+		if jobs[i].Why != packet.WhyOK {
+			w.counts.add(jobs[i].Why, 1)
+			continue
+		}
+		dst := w.buf[w.used:]
+		got, why := s.SealFrom(dst, inner, next, jobs[i].Seq)
+		if why != packet.WhyOK {
+			w.counts.add(why, 1)
+			continue
+		}
+		w.enqueue(p, m, got)
+	}
+}
+
+// enqueue adds the n octets at the end of the buffer to what will be sent.
+func (w *outWorker) enqueue(p *path, m *netio.Message, n int) {
+	q := &w.queue[p.socket]
+	start := w.used
+	w.used += n
+	if last := len(q.msgs) - 1; q.path == p && q.end == start && q.msgs[last].TOS == m.TOS && q.msgs[last].TTL == m.TTL {
+		l := &q.msgs[last]
+		full := max(l.Segment, len(l.Data)/q.count)
+		if n <= full && q.count < netio.MaxSegments && len(l.Data)+n <= netio.MaxTrainBytes {
+			l.Segment = full
+			l.Data = w.buf[start-len(l.Data) : w.used]
+			q.count++
+			q.end = w.used
+			if n < full { // the short one is the last of a train
+				q.path = nil
+			}
+			return
+		}
+	}
+	m.Data = w.buf[start:w.used:w.used]
+	q.msgs = append(q.msgs, *m)
+	q.path, q.end, q.count = p, w.used, 1
+	if !q.train {
+		q.path = nil
+	}
+}
+
+// flush sends what was sealed.
+func (w *outWorker) flush() {
+	for i := range w.queue {
+		q := &w.queue[i]
+		if len(q.msgs) == 0 {
+			continue
+		}
+		if n, err := w.senders[i].Send(q.msgs); err != nil {
+			w.counts.add(packet.WhyWrite, uint64(len(q.msgs)-n))
+		}
+		q.msgs = q.msgs[:0]
+		q.path = nil
+	}
+	w.used = 0
+}
+
+// tooBig tells the sender of a packet how much fits (RFC 4301 §8.2).
+func (w *outWorker) tooBig(b []byte, h *packet.Header, mtu int) {
+	w.counts.add(packet.WhyTooBig, 1)
+	// The packet's own destination is the one address that is sure to be
+	// routable from the sender and to pass its checks.
+	n, why := packet.PutTooBig(w.icmp[:], b, h, h.Dst(b), mtu)
+	if why != packet.WhyOK {
+		return
+	}
+	if err := w.tun.Write(netio.Offload{}, [][]byte{w.icmp[:n]}); err != nil {
+		w.counts.add(packet.WhyWrite, 1)
+	}
+}
+
+// inClear sends a packet as it is, past the policy.
+func (w *outWorker) inClear(b []byte, h *packet.Header, o *netio.Offload) {
+	i := 0
+	if h.Version == 6 {
+		i = 1
+	}
+	t, why := newTrain(b, h, o, w.head[:])
+	if why == packet.WhyOK && w.clear[i] == nil {
+		why = packet.WhyUnsupported
+	}
+	if why != packet.WhyOK {
+		w.counts.add(why, uint64(max(t.count, 1)))
+		return
+	}
+	to := netip.AddrPortFrom(h.Dst(b), 0)
+	for t.next < t.count {
+		inner, _ := t.segment()
+		if _, err := w.clear[i].Send([]netio.Message{{Data: inner, Remote: to}}); err != nil {
+			w.counts.add(packet.WhyWrite, 1)
+		}
+	}
+}
+
+// explain decides about a flow without the cache, which is not its to touch.
+func (w *outWorker) explain(s *state, f ipsec.Flow, d ipsec.Direction) route {
+	k := spd.FlowKey(f, d)
+	if d == ipsec.Outbound {
+		at := outWorker{e: w.e, now: w.e.cfg.Now().UnixNano()}
+		return at.route(s, &k)
+	}
+	r := route{verdict: s.table.Lookup(&k)}
+	r.why = r.verdict.Why
+	if r.verdict.Action == ipsec.ActionSecure && !s.table.Rules[r.verdict.Rule].Template.AcceptClear {
+		r.why = packet.WhyClear
+	}
+	return r
+}

@@ -1,0 +1,137 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/dataplane/backend"
+	"github.com/testudo-ipsec/testudo/dataplane/esp"
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/dataplane/sad"
+	"github.com/testudo-ipsec/testudo/dataplane/spd"
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// outSA is an outbound SA as the packet path uses it.
+type outSA struct {
+	*sad.Outbound
+	sel     spd.Selectors
+	sealers []*esp.Sealer // by worker: a sealer is for one goroutine
+	path    atomic.Pointer[path]
+	lease   ipsec.Lease // the last one granted; guarded by Engine.mu
+}
+
+// path is where an SA sends to. It is replaced whole when a peer moves.
+type path struct {
+	socket int
+	local  netip.AddrPort
+	remote netip.AddrPort
+	encap  *ipsec.UDPEncap
+
+	// What ICMP said of this path, and when (Unix nanoseconds). 0: nothing.
+	mtu   atomic.Int32
+	mtuAt atomic.Int64
+}
+
+// pathMTULife is how long a learnt MTU is believed.
+const pathMTULife = 10 * time.Minute
+
+func (p *path) learn(mtu int, now int64) {
+	if old := p.known(now); old != 0 && mtu > old {
+		return
+	}
+	p.mtu.Store(int32(mtu))
+	p.mtuAt.Store(now)
+}
+
+// known is the learnt MTU, 0 for none.
+func (p *path) known(now int64) int {
+	if m := p.mtu.Load(); m != 0 && now-p.mtuAt.Load() < int64(pathMTULife) {
+		return int(m)
+	}
+	return 0
+}
+
+// innerMTU is the largest packet that fits through the path once sealed; 0 when
+// no limit is known beyond the TUN's own.
+func (o *outSA) innerMTU(p *path, s *esp.Sealer, mode ipsec.Mode, now int64) int {
+	m := p.known(now)
+	if m == 0 {
+		return 0
+	}
+	ip := 20
+	if p.remote.Addr().Is6() {
+		ip = 40
+	}
+	m -= ip
+	if p.encap != nil {
+		m -= 8
+	}
+	n := s.MaxPayload(m)
+	if mode == ipsec.ModeTransport {
+		n += ip
+	}
+	return max(n, 1)
+}
+
+// newPath finds the socket for an SA's addresses.
+func (e *Engine) newPath(sa *ipsec.SA) (*path, error) {
+	var lport, rport uint16
+	if sa.Encap != nil {
+		if lport, rport = sa.Encap.LocalPort, sa.Encap.RemotePort; lport == 0 || rport == 0 {
+			return nil, fmt.Errorf("%w: UDP encapsulation from port %d to %d; want both ports", backend.ErrNotUsable, lport, rport)
+		}
+	}
+	s := e.socket(sa.Local.Is6(), lport)
+	if s < 0 || sa.Encap != nil && !e.cfg.Sockets[s].Encap {
+		how := "raw ESP"
+		if sa.Encap != nil {
+			how = fmt.Sprintf("ESP in UDP from port %d", lport)
+		}
+		return nil, fmt.Errorf("%w: there is no socket for %s from %s", backend.ErrNotUsable, how, sa.Local)
+	}
+	return &path{
+		socket: s,
+		local:  netip.AddrPortFrom(sa.Local, lport),
+		remote: netip.AddrPortFrom(sa.Remote, rport),
+		encap:  sa.Encap,
+	}, nil
+}
+
+// inSA is an inbound SA as the packet path uses it.
+type inSA struct {
+	*sad.Inbound
+	sel  spd.Selectors
+	path atomic.Pointer[path]
+
+	// A peer may send the same SA's packets with and without UDP (RFC 7296
+	// §2.23), that is to two goroutines. The lock is held for a burst.
+	mu     sync.Mutex
+	moved  netip.AddrPort // reported last
+	badAt  int64          // when BadSelectors was reported last
+	partly bool           // transport mode in UDP: see inWorker.rebuild
+}
+
+// reportMove says once for each new place that a peer has moved to. Only
+// authenticated packets lead here (RFC 3948 §4). The caller holds in.mu.
+func (in *inSA) reportMove(e *Engine, local, remote netip.AddrPort) {
+	p := in.path.Load()
+	if p.remote == remote || in.moved == remote || p.encap == nil {
+		return
+	}
+	in.moved = remote
+	e.cfg.Emit(backend.PeerMoved{ID: in.SA().ID, Path: backend.Path{Local: local, Remote: remote}})
+}
+
+// reportBad says, at most once a second, that a packet was outside the SA's
+// selectors. The caller holds in.mu.
+func (in *inSA) reportBad(e *Engine, h *packet.Header, b []byte, now int64) {
+	if now-in.badAt < int64(time.Second) {
+		return
+	}
+	in.badAt = now
+	e.cfg.Emit(backend.BadSelectors{ID: in.SA().ID, Flow: h.Flow(b, ipsec.Inbound)})
+}
