@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -119,10 +120,11 @@ func TestEveryPackageHasADocComment(t *testing.T) {
 	}
 }
 
-// Code that sleeps hides what it waits for. A demo may: it is paced for a reader.
+// Code that sleeps hides what it waits for. A demo may: it is paced for a reader. So
+// may a test in a synctest bubble, where to sleep is to move the clock.
 func TestNothingSleeps(t *testing.T) {
 	for _, f := range sources(t) {
-		if strings.Contains(f.path, "demo") {
+		if strings.Contains(f.path, "demo") || f.test && slices.Contains(f.imports(), "testing/synctest") {
 			continue
 		}
 		for _, pos := range f.uses("time", "Sleep") {
