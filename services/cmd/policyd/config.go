@@ -12,12 +12,12 @@ type options struct {
 	Listen  []string   `koanf:"listen" help:"addresses to serve on: unix:///path or host:port"`
 	Metrics string     `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
 	Data    string     `koanf:"data" help:"folder of the embedded etcd; not used with etcd.endpoints"`
-	Etcd    etcd       `koanf:"etcd"`
+	Etcd    cluster    `koanf:"etcd"`
 	TLS     config.TLS `koanf:"tls"`
 	Log     config.Log `koanf:"log"`
 }
 
-type etcd struct {
+type cluster struct {
 	Endpoints []string `koanf:"endpoints" help:"URLs of an etcd cluster; empty for the embedded one"`
 	Prefix    string   `koanf:"prefix" help:"prefix of all keys in etcd"`
 	CA        string   `koanf:"ca" help:"PEM file with the etcd cluster's certificate authorities"`
@@ -30,7 +30,7 @@ func defaults() *options {
 		Listen:  []string{"unix:///run/testudo/policyd.sock"},
 		Metrics: "127.0.0.1:7411",
 		Data:    "/var/lib/testudo/policyd",
-		Etcd:    etcd{Prefix: "/testudo"},
+		Etcd:    cluster{Prefix: "/testudo"},
 		Log:     config.DefaultLog,
 	}
 }

@@ -14,6 +14,7 @@ type nodeView struct {
 	Node       string `json:"node"`
 	External   bool   `json:"external"`
 	Policy     string `json:"policy"`          // acknowledged revision, or what is wrong
+	InSync     bool   `json:"policyInSync"`    // all that concerns it is in force
 	PolicyUp   bool   `json:"policyConnected"` // the worker follows the feed
 	KeymgrUp   bool   `json:"keymgrConnected"` // the worker is attached to the key manager
 	Rules      uint32 `json:"rules"`
@@ -23,11 +24,29 @@ type nodeView struct {
 	LastRefuse string `json:"lastRefusal,omitempty"`
 }
 
+// managerView is a key manager as policyd sees it.
+type managerView struct {
+	Name      string `json:"name"`
+	Connected bool   `json:"connected"`
+	Revision  uint64 `json:"revision"`
+	InSync    bool   `json:"inSync"`
+}
+
+func (m managerView) String() string {
+	switch {
+	case !m.Connected:
+		return "key manager " + m.Name + " does not follow the feed"
+	case !m.InSync:
+		return fmt.Sprintf("key manager %s is behind, at revision %d", m.Name, m.Revision)
+	}
+	return "key manager " + m.Name + " follows the feed"
+}
+
 type statusView struct {
-	Revision uint64     `json:"revision"`
-	Keymgrs  []string   `json:"keyManagers"`
-	Nodes    []nodeView `json:"nodes"`
-	Problems []string   `json:"problems,omitempty"`
+	Revision uint64        `json:"revision"`
+	Keymgrs  []managerView `json:"keyManagers"`
+	Nodes    []nodeView    `json:"nodes"`
+	Problems []string      `json:"problems,omitempty"`
 }
 
 func (c *cli) statusCommand() *cobra.Command {
@@ -72,11 +91,8 @@ func (c *cli) status(cmd *cobra.Command) (*statusView, error) {
 	}
 	v := &statusView{Revision: st.GetVersion().GetRevision(), Nodes: []nodeView{}}
 	for _, s := range st.GetSubscribers() {
-		state := "is not connected"
-		if s.GetConnected() {
-			state = fmt.Sprintf("has revision %d", s.GetAckedRevision())
-		}
-		v.Keymgrs = append(v.Keymgrs, fmt.Sprintf("%s %s %s", s.GetRole(), s.GetName(), state))
+		m := managerView{Name: s.GetName(), Connected: s.GetConnected(), Revision: s.GetAckedRevision(), InSync: s.GetInSync()}
+		v.Keymgrs = append(v.Keymgrs, m)
 		if s.GetLastNack() != "" {
 			v.Problems = append(v.Problems, fmt.Sprintf("%s %s refused a policy change: %s", s.GetRole(), s.GetName(), s.GetLastNack()))
 		}
@@ -92,8 +108,9 @@ func (c *cli) status(cmd *cobra.Command) (*statusView, error) {
 		if s := n.GetSubscriber(); s != nil {
 			nv.PolicyUp = s.GetConnected()
 			nv.Policy = fmt.Sprint(s.GetAckedRevision())
-			if s.GetAckedRevision() != s.GetSentRevision() {
-				nv.Policy += fmt.Sprintf(" (sent %d)", s.GetSentRevision())
+			nv.InSync = s.GetInSync()
+			if !s.GetInSync() {
+				nv.Policy += " (behind)"
 			}
 			if s.GetLastNack() != "" {
 				nv.LastRefuse = s.GetLastNack()

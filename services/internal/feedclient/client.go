@@ -21,16 +21,15 @@ import (
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	policyv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/policy/v1"
-	"github.com/testudo-ipsec/testudo/services/internal/convert"
 )
 
 // Client follows the feed for one daemon.
 type Client struct {
 	Conn       grpc.ClientConnInterface
-	Subscriber string   // name in policyd's status
-	Role       string   // "worker" or "keymgr"
-	Nodes      []string // to follow; none: all
-	File       string   // last-known-good file; "" keeps none
+	Subscriber string // name in policyd's status
+	Role       string // "worker" or "keymgr"
+	Node       string // to follow; "": all
+	File       string // last-known-good file; "" keeps none
 	Log        *slog.Logger
 
 	// Use puts one node's policy in force; nil takes it away. An error refuses
@@ -87,7 +86,7 @@ func (c *Client) stream(ctx context.Context) error {
 		return err
 	}
 	err = st.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Subscription{Subscription: &policyv1.Subscription{
-		Subscriber: c.Subscriber, Role: c.Role, Nodes: c.Nodes, Have: c.state.have(), Store: convert.ToVersion(c.state.store),
+		Subscriber: c.Subscriber, Role: c.Role, Node: c.Node, Have: c.state.have(),
 	}}})
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err

@@ -136,12 +136,11 @@ type Subscription struct {
 	Subscriber string `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
 	// "worker" or "keymgr".
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
-	// Nodes to follow; empty for all (key managers only).
-	Nodes []string `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// Versions the subscriber has.
-	Have []*ResourceVersion `protobuf:"bytes,4,rep,name=have,proto3" json:"have,omitempty"`
-	// Store the versions came from; when it is not policyd's own, all is sent anew.
-	Store         *StoreVersion `protobuf:"bytes,5,opt,name=store,proto3" json:"store,omitempty"`
+	// Node to follow; empty for all (key managers only).
+	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Versions the subscriber has. Equal content has equal versions in every
+	// policyd, so they hold whichever one answers.
+	Have          []*ResourceVersion `protobuf:"bytes,4,rep,name=have,proto3" json:"have,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,23 +189,16 @@ func (x *Subscription) GetRole() string {
 	return ""
 }
 
-func (x *Subscription) GetNodes() []string {
+func (x *Subscription) GetNode() string {
 	if x != nil {
-		return x.Nodes
+		return x.Node
 	}
-	return nil
+	return ""
 }
 
 func (x *Subscription) GetHave() []*ResourceVersion {
 	if x != nil {
 		return x.Have
-	}
-	return nil
-}
-
-func (x *Subscription) GetStore() *StoreVersion {
-	if x != nil {
-		return x.Store
 	}
 	return nil
 }
@@ -1163,15 +1155,14 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\fsubscription\x18\x01 \x01(\v2\x1f.testudo.policy.v1.SubscriptionH\x00R\fsubscription\x12\x12\n" +
 	"\x03ack\x18\x02 \x01(\x04H\x00R\x03ack\x121\n" +
 	"\x04nack\x18\x03 \x01(\v2\x1b.testudo.policy.v1.FeedNackH\x00R\x04nackB\t\n" +
-	"\amessage\"\xc7\x01\n" +
+	"\amessage\"\x8e\x01\n" +
 	"\fSubscription\x12\x1e\n" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
 	"subscriber\x12\x12\n" +
-	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
-	"\x05nodes\x18\x03 \x03(\tR\x05nodes\x126\n" +
-	"\x04have\x18\x04 \x03(\v2\".testudo.policy.v1.ResourceVersionR\x04have\x125\n" +
-	"\x05store\x18\x05 \x01(\v2\x1f.testudo.policy.v1.StoreVersionR\x05store\"]\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x126\n" +
+	"\x04have\x18\x04 \x03(\v2\".testudo.policy.v1.ResourceVersionR\x04have\"]\n" +
 	"\x0fResourceVersion\x120\n" +
 	"\x03key\x18\x01 \x01(\v2\x1e.testudo.policy.v1.ResourceKeyR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\"I\n" +
@@ -1284,37 +1275,36 @@ var file_testudo_policy_v1_policy_feed_proto_depIdxs = []int32{
 	1,  // 0: testudo.policy.v1.SubscribeRequest.subscription:type_name -> testudo.policy.v1.Subscription
 	5,  // 1: testudo.policy.v1.SubscribeRequest.nack:type_name -> testudo.policy.v1.FeedNack
 	2,  // 2: testudo.policy.v1.Subscription.have:type_name -> testudo.policy.v1.ResourceVersion
-	4,  // 3: testudo.policy.v1.Subscription.store:type_name -> testudo.policy.v1.StoreVersion
-	3,  // 4: testudo.policy.v1.ResourceVersion.key:type_name -> testudo.policy.v1.ResourceKey
-	3,  // 5: testudo.policy.v1.FeedNack.key:type_name -> testudo.policy.v1.ResourceKey
-	4,  // 6: testudo.policy.v1.SubscribeResponse.store:type_name -> testudo.policy.v1.StoreVersion
-	7,  // 7: testudo.policy.v1.SubscribeResponse.resources:type_name -> testudo.policy.v1.Resource
-	3,  // 8: testudo.policy.v1.SubscribeResponse.removed:type_name -> testudo.policy.v1.ResourceKey
-	3,  // 9: testudo.policy.v1.Resource.key:type_name -> testudo.policy.v1.ResourceKey
-	8,  // 10: testudo.policy.v1.Resource.settings:type_name -> testudo.policy.v1.NodeSettings
-	9,  // 11: testudo.policy.v1.Resource.rule:type_name -> testudo.policy.v1.Rule
-	11, // 12: testudo.policy.v1.Resource.peer:type_name -> testudo.policy.v1.Peer
-	14, // 13: testudo.policy.v1.NodeSettings.default_action:type_name -> testudo.ipsec.v1.Action
-	15, // 14: testudo.policy.v1.Rule.direction:type_name -> testudo.ipsec.v1.Direction
-	16, // 15: testudo.policy.v1.Rule.selector:type_name -> testudo.ipsec.v1.Selector
-	14, // 16: testudo.policy.v1.Rule.action:type_name -> testudo.ipsec.v1.Action
-	10, // 17: testudo.policy.v1.Rule.template:type_name -> testudo.policy.v1.Template
-	17, // 18: testudo.policy.v1.Template.mode:type_name -> testudo.ipsec.v1.Mode
-	18, // 19: testudo.policy.v1.Template.proposals:type_name -> testudo.ipsec.v1.Proposal
-	19, // 20: testudo.policy.v1.Template.lifetime:type_name -> testudo.ipsec.v1.Lifetime
-	12, // 21: testudo.policy.v1.Peer.local_id:type_name -> testudo.policy.v1.Identity
-	12, // 22: testudo.policy.v1.Peer.remote_id:type_name -> testudo.policy.v1.Identity
-	13, // 23: testudo.policy.v1.Peer.auth:type_name -> testudo.policy.v1.AuthMethod
-	18, // 24: testudo.policy.v1.Peer.proposals:type_name -> testudo.ipsec.v1.Proposal
-	20, // 25: testudo.policy.v1.Peer.lifetime:type_name -> google.protobuf.Duration
-	20, // 26: testudo.policy.v1.Peer.dpd:type_name -> google.protobuf.Duration
-	0,  // 27: testudo.policy.v1.PolicyFeed.Subscribe:input_type -> testudo.policy.v1.SubscribeRequest
-	6,  // 28: testudo.policy.v1.PolicyFeed.Subscribe:output_type -> testudo.policy.v1.SubscribeResponse
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	3,  // 3: testudo.policy.v1.ResourceVersion.key:type_name -> testudo.policy.v1.ResourceKey
+	3,  // 4: testudo.policy.v1.FeedNack.key:type_name -> testudo.policy.v1.ResourceKey
+	4,  // 5: testudo.policy.v1.SubscribeResponse.store:type_name -> testudo.policy.v1.StoreVersion
+	7,  // 6: testudo.policy.v1.SubscribeResponse.resources:type_name -> testudo.policy.v1.Resource
+	3,  // 7: testudo.policy.v1.SubscribeResponse.removed:type_name -> testudo.policy.v1.ResourceKey
+	3,  // 8: testudo.policy.v1.Resource.key:type_name -> testudo.policy.v1.ResourceKey
+	8,  // 9: testudo.policy.v1.Resource.settings:type_name -> testudo.policy.v1.NodeSettings
+	9,  // 10: testudo.policy.v1.Resource.rule:type_name -> testudo.policy.v1.Rule
+	11, // 11: testudo.policy.v1.Resource.peer:type_name -> testudo.policy.v1.Peer
+	14, // 12: testudo.policy.v1.NodeSettings.default_action:type_name -> testudo.ipsec.v1.Action
+	15, // 13: testudo.policy.v1.Rule.direction:type_name -> testudo.ipsec.v1.Direction
+	16, // 14: testudo.policy.v1.Rule.selector:type_name -> testudo.ipsec.v1.Selector
+	14, // 15: testudo.policy.v1.Rule.action:type_name -> testudo.ipsec.v1.Action
+	10, // 16: testudo.policy.v1.Rule.template:type_name -> testudo.policy.v1.Template
+	17, // 17: testudo.policy.v1.Template.mode:type_name -> testudo.ipsec.v1.Mode
+	18, // 18: testudo.policy.v1.Template.proposals:type_name -> testudo.ipsec.v1.Proposal
+	19, // 19: testudo.policy.v1.Template.lifetime:type_name -> testudo.ipsec.v1.Lifetime
+	12, // 20: testudo.policy.v1.Peer.local_id:type_name -> testudo.policy.v1.Identity
+	12, // 21: testudo.policy.v1.Peer.remote_id:type_name -> testudo.policy.v1.Identity
+	13, // 22: testudo.policy.v1.Peer.auth:type_name -> testudo.policy.v1.AuthMethod
+	18, // 23: testudo.policy.v1.Peer.proposals:type_name -> testudo.ipsec.v1.Proposal
+	20, // 24: testudo.policy.v1.Peer.lifetime:type_name -> google.protobuf.Duration
+	20, // 25: testudo.policy.v1.Peer.dpd:type_name -> google.protobuf.Duration
+	0,  // 26: testudo.policy.v1.PolicyFeed.Subscribe:input_type -> testudo.policy.v1.SubscribeRequest
+	6,  // 27: testudo.policy.v1.PolicyFeed.Subscribe:output_type -> testudo.policy.v1.SubscribeResponse
+	27, // [27:28] is the sub-list for method output_type
+	26, // [26:27] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_testudo_policy_v1_policy_feed_proto_init() }

@@ -1071,8 +1071,8 @@ type SubscriberStatus struct {
 	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	// Revision it acknowledged last.
 	AckedRevision uint64 `protobuf:"varint,5,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"`
-	// Revision it was sent last.
-	SentRevision uint64 `protobuf:"varint,6,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`
+	// Connected, and all that concerns it is in force there.
+	InSync bool `protobuf:"varint,6,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
 	// Its last refusal; empty for none.
 	LastNack      string `protobuf:"bytes,7,opt,name=last_nack,json=lastNack,proto3" json:"last_nack,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1144,11 +1144,11 @@ func (x *SubscriberStatus) GetAckedRevision() uint64 {
 	return 0
 }
 
-func (x *SubscriberStatus) GetSentRevision() uint64 {
+func (x *SubscriberStatus) GetInSync() bool {
 	if x != nil {
-		return x.SentRevision
+		return x.InSync
 	}
-	return 0
+	return false
 }
 
 func (x *SubscriberStatus) GetLastNack() string {
@@ -1232,14 +1232,14 @@ const file_testudo_policy_v1_policy_service_proto_rawDesc = "" +
 	"\x05peers\x18\x04 \x01(\rR\x05peers\x12C\n" +
 	"\n" +
 	"subscriber\x18\x05 \x01(\v2#.testudo.policy.v1.SubscriberStatusR\n" +
-	"subscriber\"\xf3\x01\n" +
+	"subscriber\"\xe7\x01\n" +
 	"\x10SubscriberStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12%\n" +
-	"\x0eacked_revision\x18\x05 \x01(\x04R\rackedRevision\x12#\n" +
-	"\rsent_revision\x18\x06 \x01(\x04R\fsentRevision\x12\x1b\n" +
+	"\x0eacked_revision\x18\x05 \x01(\x04R\rackedRevision\x12\x17\n" +
+	"\ain_sync\x18\x06 \x01(\bR\x06inSync\x12\x1b\n" +
 	"\tlast_nack\x18\a \x01(\tR\blastNack2\xef\x03\n" +
 	"\rPolicyService\x12S\n" +
 	"\bValidate\x12\".testudo.policy.v1.ValidateRequest\x1a#.testudo.policy.v1.ValidateResponse\x12J\n" +
