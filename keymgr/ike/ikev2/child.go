@@ -1,0 +1,280 @@
+package ikev2
+
+import (
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
+)
+
+type childState uint8
+
+const (
+	childInstalling childState = iota
+	childUp                    // both directions are in place
+	childHeld                  // made by the peer's rekey: inbound in place, outbound waits for the delete of the old one
+	childReplaced              // rekeyed: the delete is to come
+	childDeleting              // our delete is under way
+	childGone
+)
+
+// child is one CHILD SA: a pair of SAs.
+type child struct {
+	ike.Child
+	state    childState
+	protocol ipsec.Protocol
+	replaces uint64
+	wait     uint64    // an Install of the outbound SA outside of a task
+	out      *ipsec.SA // until the worker is asked to install it
+	inAsked  bool      // the worker may have it
+	outAsked bool
+	reported bool // ChildUp
+	rekeyAt  time.Time
+	dieAt    time.Time
+}
+
+// drain is an inbound SA that goes on receiving what was sent on it before the
+// peer changed over: packets may arrive after the delete that overtook them.
+type drain struct {
+	sa ipsec.SAID
+	at time.Time
+}
+
+func (m *Machine) childByID(id uint64) *child {
+	for _, c := range m.children {
+		if c.ID == id {
+			return c
+		}
+	}
+	return nil
+}
+
+// childByPeerSPI finds the CHILD SA whose outbound SPI the peer names.
+func (m *Machine) childByPeerSPI(p ipsec.Protocol, spi ipsec.SPI) *child {
+	for _, c := range m.children {
+		if c.SPIOut == spi && c.protocol == p {
+			return c
+		}
+	}
+	return nil
+}
+
+// carries reports whether a packet fits the selectors; nil fits any.
+func (c *child) carries(p *ipsec.Flow) bool {
+	if p == nil {
+		return true
+	}
+	for _, s := range c.Selectors {
+		if s.Matches(*p) {
+			return true
+		}
+	}
+	return false
+}
+
+// moveOut changes where an outbound SA will go that is not installed yet.
+func (c *child) moveOut(p ike.Path) {
+	if c.out == nil {
+		return
+	}
+	c.out.Remote = p.Remote.Addr()
+	if c.out.Encap != nil {
+		c.out.Encap = &ipsec.UDPEncap{LocalPort: c.out.Encap.LocalPort, RemotePort: p.Remote.Port()}
+	}
+}
+
+// newChild makes the pair of SAs of a negotiation that is agreed, and asks the
+// worker for the inbound one. It returns the ID of that effect.
+func (m *Machine) newChild(n *negotiation, shared ipsec.Secret) (uint64, error) {
+	defer shared.Wipe()
+	keys, err := suite.NewChildKeys(m.prf, n.suite, m.keys.SKd, shared, n.ni, n.nr)
+	if err != nil {
+		return 0, err
+	}
+	// RFC 7296 §2.17: the first keys are for what the exchange's initiator sends.
+	inEncr, inInteg, outEncr, outInteg := keys.EncrI, keys.IntegI, keys.EncrR, keys.IntegR
+	if n.initiator {
+		inEncr, inInteg, outEncr, outInteg = outEncr, outInteg, inEncr, inInteg
+	}
+	c := m.describe(n)
+	t := n.rule.Template
+	life := m.jitter(t.Lifetime)
+	sa := ipsec.SA{
+		Protocol: n.suite.Protocol, Mode: n.mode, Local: m.path.Local.Addr(), Remote: m.path.Remote.Addr(), Encap: m.udpEncap(),
+		Suite: n.suite, Selectors: c.Selectors, Lifetime: life, Rule: n.rule.Name, Peer: m.peer.Name, Child: c.ID,
+	}
+	in, out := sa, sa
+	in.ID, in.Direction, in.SPI, in.EncrKey, in.IntegKey, in.ReplayWindow = c.In, ipsec.Inbound, n.spi, inEncr, inInteg, t.ReplayWindow
+	out.ID, out.Direction, out.SPI, out.EncrKey, out.IntegKey = c.Out, ipsec.Outbound, n.peerSPI, outEncr, outInteg
+	c.out = &out
+	if life.TimeSoft > 0 {
+		c.rekeyAt = m.now.Add(life.TimeSoft)
+	}
+	if life.TimeHard > 0 {
+		c.dieAt = m.now.Add(life.TimeHard)
+	}
+	c.inAsked = true
+	id := m.nextID()
+	m.emit(ike.Install{ID: id, SAs: []ipsec.SA{in}})
+	return id, nil
+}
+
+// describe adds the CHILD SA of a negotiation, with nothing installed.
+func (m *Machine) describe(n *negotiation) *child {
+	c := &child{protocol: n.suite.Protocol, replaces: n.replaces, Child: ike.Child{
+		ID: m.nextID(), Rule: n.rule.Name, Suite: n.suite, Mode: n.mode, Encap: m.nat.encap(), Selectors: n.selectors,
+		In: ipsec.SAID(m.nextID()), Out: ipsec.SAID(m.nextID()), SPIIn: n.spi, SPIOut: n.peerSPI, Since: m.now,
+	}}
+	if old := m.childByID(n.replaces); old != nil {
+		c.Rekeyed = old.Rekeyed + 1
+	}
+	m.children = append(m.children, c)
+	n.child = c
+	return c
+}
+
+// jitter takes up to a tenth off the soft limits, so that the two ends, and a
+// fleet that started together, do not rekey at the same time (RFC 7296 §2.8). A
+// hard time limit without a soft one gets one.
+func (m *Machine) jitter(l ipsec.Lifetime) ipsec.Lifetime {
+	if l.TimeSoft == 0 {
+		l.TimeSoft = l.TimeHard - l.TimeHard/10
+	}
+	l.TimeSoft -= m.below(l.TimeSoft / 10)
+	l.Bytes.Soft -= uint64(m.below(time.Duration(l.Bytes.Soft / 10)))
+	l.Packets.Soft -= uint64(m.below(time.Duration(l.Packets.Soft / 10)))
+	return l
+}
+
+// installOut asks the worker for the outbound SA.
+func (m *Machine) installOut(c *child) uint64 {
+	id := m.nextID()
+	c.outAsked = true
+	m.emit(ike.Install{ID: id, SAs: []ipsec.SA{*c.out}})
+	c.out = nil
+	return id
+}
+
+// up reports a CHILD SA that is complete.
+func (m *Machine) up(c *child) {
+	c.state, c.reported = childUp, true
+	m.emit(ike.ChildUp{Child: c.Child})
+}
+
+// removeOut takes the outbound SA out of the worker.
+func (m *Machine) removeOut(c *child) {
+	if c.outAsked {
+		c.outAsked = false
+		m.emit(ike.Remove{SAs: []ipsec.SAID{c.Out}})
+	}
+}
+
+// dropChild forgets a CHILD SA and takes what is left of it out of the worker:
+// outbound first. The inbound half of a replaced one drains.
+func (m *Machine) dropChild(c *child, why string) {
+	m.removeOut(c)
+	if c.inAsked {
+		c.inAsked = false
+		if c.state == childReplaced && m.state == stateEstablished {
+			m.drains = append(m.drains, drain{sa: c.In, at: m.now.Add(drainTime)})
+		} else {
+			m.emit(ike.Remove{SAs: []ipsec.SAID{c.In}})
+		}
+	}
+	if c.reported {
+		m.emit(ike.ChildDown{Child: c.ID, Why: why})
+	}
+	c.state, c.out, c.wait = childGone, nil, 0
+	for i, x := range m.children {
+		if x == c {
+			m.children = append(m.children[:i:i], m.children[i+1:]...)
+			return
+		}
+	}
+}
+
+func (m *Machine) tickDrains() {
+	var ids []ipsec.SAID
+	rest := m.drains[:0]
+	for _, d := range m.drains {
+		if m.due(d.at) {
+			ids = append(ids, d.sa)
+		} else {
+			rest = append(rest, d)
+		}
+	}
+	m.drains = rest
+	if ids != nil {
+		m.emit(ike.Remove{SAs: ids})
+	}
+}
+
+func (m *Machine) endDrains() {
+	var ids []ipsec.SAID
+	for _, d := range m.drains {
+		ids = append(ids, d.sa)
+	}
+	m.drains = nil
+	if ids != nil {
+		m.emit(ike.Remove{SAs: ids})
+	}
+}
+
+// installed is the worker's answer.
+func (m *Machine) installed(ev ike.Installed) {
+	if t := m.task; t != nil && t.wait == ev.ID && (t.phase == phaseInstallIn || t.phase == phaseInstallOut) {
+		t.wait = 0
+		m.taskInstalled(ev.Err)
+		return
+	}
+	if s := m.serve; s != nil && s.wait == ev.ID {
+		switch s.phase {
+		case phaseInstallIn:
+			s.wait = 0
+			m.answerChild(ev.Err)
+		case phaseInstallOut:
+			s.wait = 0
+			m.answerDelete(ev.Err)
+		}
+		return
+	}
+	for _, c := range m.children {
+		if c.wait == ev.ID {
+			c.wait = 0
+			if ev.Err != nil {
+				m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, ev.Err.Error(), "look at the worker's log")})
+				c.outAsked = false
+				m.deleteChild(c.ID, WhyInstall)
+			} else {
+				m.up(c)
+			}
+			return
+		}
+	}
+}
+
+// deleteChild is the command.
+func (m *Machine) deleteChild(id uint64, why string) {
+	c := m.childByID(id)
+	if c == nil || c.state == childDeleting || m.state != stateEstablished {
+		return
+	}
+	m.enqueue(task{kind: taskDeleteChild, child: id, why: why})
+}
+
+// rekeyChild is the command.
+func (m *Machine) rekeyChild(id uint64) {
+	if c := m.childByID(id); c != nil && c.state == childUp && m.state == stateEstablished {
+		m.enqueue(task{kind: taskRekeyChild, child: id})
+	}
+}
+
+// childExpired: soft means rekey, hard means that the SA is of no use any more.
+func (m *Machine) childExpired(ev ike.ChildExpired) {
+	if ev.Hard {
+		m.deleteChild(ev.Child, "lifetime: "+ev.Cause)
+		return
+	}
+	m.rekeyChild(ev.Child)
+}

@@ -1,0 +1,97 @@
+package ikev2
+
+import (
+	"bytes"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// What happens when both ends act at the same time (RFC 7296 §2.8.1, §2.8.2,
+// §2.25). What is refused is tried again by the other side a little later:
+// postpone.
+//
+//	the peer asks to       while we                         answer
+//	create or rekey CHILD  rekey or close the IKE SA        TEMPORARY_FAILURE
+//	rekey a CHILD SA       do not have it                   CHILD_SA_NOT_FOUND
+//	                       close it                         TEMPORARY_FAILURE
+//	                       rekey it                         as usual; the lowest nonce loses
+//	delete a CHILD SA      rekey it                         as usual
+//	                       close it                         without a Delete payload
+//	rekey the IKE SA       create, rekey or close a CHILD   TEMPORARY_FAILURE
+//	                       rekey it                         as usual; the lowest nonce loses
+//	                       close it                         TEMPORARY_FAILURE
+//	close the IKE SA       rekey or close it                as usual; ours is forgotten
+
+// refusesChild: may a CHILD SA be created or rekeyed by the peer now?
+func (m *Machine) refusesChild() (wire.NotifyType, bool) {
+	if m.state != stateEstablished || m.task != nil && m.task.kind == taskRekeyIKE {
+		return wire.TemporaryFailure, true
+	}
+	return 0, false
+}
+
+// refusesIKE: may the IKE SA be rekeyed by the peer now?
+func (m *Machine) refusesIKE() bool {
+	if m.state != stateEstablished {
+		return true
+	}
+	if t := m.task; t != nil {
+		switch t.kind {
+		case taskNewChild, taskRekeyChild, taskDeleteChild, taskConnect, taskDeleteIKE:
+			return true
+		}
+	}
+	for _, c := range m.children {
+		if c.wait != 0 || c.state == childInstalling {
+			return true // not yet ours to move
+		}
+	}
+	return false
+}
+
+// rekeyed finds the CHILD SA that a REKEY_SA notify is about, or the refusal.
+func (m *Machine) rekeyed(n *wire.Notify) (*child, *wire.Notify) {
+	notFound := &wire.Notify{Protocol: n.Protocol, SPI: n.SPI, Message: wire.ChildSANotFound}
+	spi, ok := n.ChildSPI()
+	if !ok {
+		return nil, notFound
+	}
+	var old *child
+	for _, p := range []ipsec.Protocol{ipsec.ProtocolESP, ipsec.ProtocolAH} {
+		if n.Protocol == wire.ProtocolID(p) {
+			old = m.childByPeerSPI(p, spi)
+		}
+	}
+	switch {
+	case old == nil:
+		return nil, notFound
+	case old.state != childUp || m.heldBy(old) != nil:
+		return nil, &wire.Notify{Message: wire.TemporaryFailure} // closing, or not complete yet
+	}
+	return old, nil
+}
+
+// holdOutbound keeps sending on the old CHILD SA after the peer has rekeyed it,
+// until its delete arrives: answerDelete. When we are rekeying the same one, the
+// exchange is remembered for the comparison of nonces.
+func (m *Machine) holdOutbound(c, old *child, n *negotiation) {
+	c.state = childHeld
+	if t := m.task; t != nil && t.kind == taskRekeyChild && t.child == old.ID {
+		t.crossed = n
+	}
+}
+
+// lower decides between two rekeys of the same SA: it reports whether the lowest
+// of the four nonces is among the first two. That one is closed by the endpoint
+// that made it (RFC 7296 §2.8.1).
+func lower(ni, nr, otherNi, otherNr []byte) bool {
+	return bytes.Compare(least(ni, nr), least(otherNi, otherNr)) < 0
+}
+
+func least(a, b []byte) []byte {
+	if bytes.Compare(a, b) < 0 {
+		return a
+	}
+	return b
+}

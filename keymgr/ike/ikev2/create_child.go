@@ -1,0 +1,476 @@
+package ikev2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// CREATE_CHILD_SA (RFC 7296 §1.3), here for CHILD SAs, new (§1.3.1) and rekeyed
+// (§1.3.3):
+//
+//	HDR, SK {[N(REKEY_SA),] SA, Ni, [KEi,] TSi, TSr}  -->
+//	                    <--  HDR, SK {SA, Nr, [KEr,] TSi, TSr}
+//
+// The CHILD SA of IKE_AUTH takes the same way, without nonces and key exchange
+// of its own. With an IKE proposal in SA it is in rekey_ike.go.
+var createChildRows = []row{
+	{exchange: wire.CreateChildSA,
+		required: []wire.PayloadType{wire.TypeSA, wire.TypeNonce},
+		optional: []wire.PayloadType{wire.TypeKE, wire.TypeTSi, wire.TypeTSr, wire.TypeNotify},
+		handle:   (*Machine).createChildRequest},
+	{exchange: wire.CreateChildSA, response: true,
+		required: []wire.PayloadType{wire.TypeSA, wire.TypeNonce},
+		optional: []wire.PayloadType{wire.TypeKE, wire.TypeTSi, wire.TypeTSr, wire.TypeNotify},
+		handle:   (*Machine).createChildResponse},
+}
+
+// rekeyPause is the time until a failed rekey is tried again.
+const rekeyPause = 30 * time.Second
+
+// negotiation is one CHILD SA being agreed, on either side.
+type negotiation struct {
+	initiator bool // of this exchange
+	rule      ipsec.Rule
+	mode      ipsec.Mode
+	replaces  uint64 // the CHILD SA that it rekeys
+	old       ipsec.SPI
+
+	proposals []ipsec.Proposal // ours
+	sa        *wire.SA         // to send: all of them, or the one chosen
+	suite     ipsec.Suite
+	spi       ipsec.SPI // inbound
+	peerSPI   ipsec.SPI
+	local     []ipsec.TrafficSelector // to send
+	remote    []ipsec.TrafficSelector
+	selectors []ipsec.Selector
+
+	ni, nr  []byte
+	nonce   []byte // ours, when this exchange has nonces
+	method  uint16 // key exchange, or KENone
+	public  []byte // ours
+	methods int    // INVALID_KE_PAYLOAD answers followed
+
+	child *child
+}
+
+// payloads are our half of the negotiation.
+func (n *negotiation) payloads() []wire.Payload {
+	var ps []wire.Payload
+	tsi, tsr := n.remote, n.local
+	if n.initiator {
+		tsi, tsr = tsr, tsi
+		if n.replaces != 0 {
+			ps = append(ps, wire.ChildNotify(wire.RekeySA, n.proposals[0].Protocol, n.old))
+		}
+	}
+	if n.mode == ipsec.ModeTransport {
+		ps = append(ps, &wire.Notify{Message: wire.UseTransportMode})
+	}
+	// We do not strip traffic flow confidentiality padding (RFC 7296 §1.3.1).
+	ps = append(ps, &wire.Notify{Message: wire.ESPTFCPaddingNotSupported}, n.sa)
+	if n.nonce != nil {
+		ps = append(ps, &wire.Nonce{Data: n.nonce})
+	}
+	if n.method != ipsec.KENone {
+		ps = append(ps, &wire.KE{Method: n.method, Data: n.public})
+	}
+	return append(ps, &wire.TS{PayloadType: wire.TypeTSi, Selectors: tsi}, &wire.TS{PayloadType: wire.TypeTSr, Selectors: tsr})
+}
+
+// propose starts a negotiation for a rule.
+func (m *Machine) propose(rule string, packet *ipsec.Flow, createChild bool) (*negotiation, error) {
+	r, ok := m.ruleOf(rule)
+	if !ok {
+		return nil, fmt.Errorf("rule %q is not a secure rule for peer %q in policy %s", rule, m.peer.Name, m.policy.Version)
+	}
+	n := &negotiation{initiator: true, rule: r, mode: r.Template.Mode, proposals: childProposals(r.Template, createChild)}
+	if len(n.proposals) == 0 {
+		return nil, fmt.Errorf("rule %q has no ESP or AH proposal", rule)
+	}
+	if n.local, n.remote, ok = m.sides(r, packet); !ok {
+		return nil, fmt.Errorf("rule %q wants transport mode, but its selector %s does not hold both ends %s and %s", rule, r.Selector, m.path.Local.Addr(), m.path.Remote.Addr())
+	}
+	n.spi = m.env.AllocSPI()
+	n.sa = offer(n.proposals, binary.BigEndian.AppendUint32(nil, uint32(n.spi)))
+	if createChild {
+		n.method = firstKE(n.proposals)
+		n.nonce = m.random(32)
+		n.ni = n.nonce
+	}
+	return n, nil
+}
+
+// startChild starts taskNewChild and taskRekeyChild.
+func (m *Machine) startChild() {
+	t := m.task
+	if t.kind == taskRekeyChild {
+		old := m.childByID(t.child)
+		if old == nil || old.state != childUp || m.heldBy(old) != nil {
+			m.task = nil // gone, or replaced meanwhile
+			return
+		}
+		t.rule = old.Rule
+	} else if len(m.children) >= maxChildren {
+		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, fmt.Sprintf("the IKE SA has %d CHILD SAs, which is the bound", maxChildren), "use wider selectors"))
+		return
+	}
+	n, err := m.propose(t.rule, t.packet, true)
+	if err != nil {
+		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, err.Error(), "check the rule and the peer it names"))
+		return
+	}
+	if old := m.childByID(t.child); t.kind == taskRekeyChild {
+		n.replaces, n.old = old.ID, old.SPIIn
+	}
+	t.nego = n
+	if n.method == ipsec.KENone {
+		m.sendCreateChild(nil)
+		return
+	}
+	m.generate(n.method)
+}
+
+func (m *Machine) sendCreateChild(err error) {
+	t := m.task
+	if err != nil {
+		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyUnsupported, err.Error(), "choose another key exchange for pfs"))
+		return
+	}
+	t.nego.method, t.nego.public = t.half.Method, t.half.Public
+	m.request(wire.CreateChildSA, t.nego.payloads()...)
+}
+
+// createChildResponse is the initiator's side.
+func (m *Machine) createChildResponse(msg *message) {
+	if m.task.kind == taskRekeyIKE {
+		m.rekeyIKEResponse(msg)
+		return
+	}
+	t := m.task
+	if n := msg.notify(wire.InvalidKEPayload); n != nil && len(n.Data) == 2 {
+		method := binary.BigEndian.Uint16(n.Data)
+		if t.nego.methods++; t.nego.methods <= maxSteers && method != t.nego.method && offers(t.nego.proposals, method) {
+			m.generate(method)
+			return
+		}
+	}
+	if msg.nonce != nil {
+		t.nego.nr = msg.nonce.Data
+	}
+	m.childAnswered(msg)
+}
+
+// childAnswered takes the responder's half, of IKE_AUTH or CREATE_CHILD_SA.
+func (m *Machine) childAnswered(msg *message) {
+	n := m.task.nego
+	if refusal := msg.refusal(); refusal != nil {
+		m.childRefused(msg, refusal)
+		return
+	}
+	if msg.tsi == nil || msg.tsr == nil {
+		m.badChild(0, "INVALID_SYNTAX", "the response has no traffic selectors")
+		return
+	}
+	c, err := accept(n.proposals, msg.sa, 4)
+	if err != nil {
+		m.badChild(0, wire.NoProposalChosen.String(), err.Error())
+		return
+	}
+	n.suite, n.peerSPI = c.suite, ipsec.SPI(binary.BigEndian.Uint32(c.proposal.SPI))
+	transport := msg.notify(wire.UseTransportMode) != nil
+	if transport != (n.mode == ipsec.ModeTransport) {
+		// RFC 7296 §1.3.1: "If this is unacceptable to the initiator, the
+		// initiator MUST delete the SA."
+		m.badChild(n.peerSPI, WhyMode, fmt.Sprintf("the rule wants %s mode, and the peer did not agree to it", n.mode))
+		return
+	}
+	local, remote := msg.tsi.Selectors, msg.tsr.Selectors
+	if transport && m.nat.local {
+		local = substitute(local, m.path.Local.Addr())
+	}
+	if transport && m.nat.remote {
+		remote = substitute(remote, m.path.Remote.Addr())
+	}
+	n.selectors = pairs(local, remote)
+	if !within(local, n.local) || !within(remote, n.remote) || len(n.selectors) == 0 {
+		m.badChild(n.peerSPI, wire.TSUnacceptable.String(), fmt.Sprintf("the peer answered with selectors outside of those proposed: %s %s", msg.tsi, msg.tsr))
+		return
+	}
+	switch {
+	case c.suite.KE.ID == ipsec.KENone && n.method == ipsec.KENone:
+		m.childShared(ipsec.Secret{}, nil)
+	case msg.ke == nil || c.suite.KE.ID != n.method || msg.ke.Method != n.method:
+		m.badChild(n.peerSPI, wire.InvalidKEPayload.String(), "the response's key exchange is not the one asked for")
+	default:
+		m.finish(msg.ke.Data)
+	}
+}
+
+// childShared installs what was agreed, as the initiator: inbound first.
+func (m *Machine) childShared(shared ipsec.Secret, err error) {
+	t, n := m.task, m.task.nego
+	t.half.wipe()
+	if err != nil {
+		m.badChild(n.peerSPI, WhyUnsupported, err.Error()) // RFC 6989 §2.5 at worst
+		return
+	}
+	if t.crossed != nil && lower(n.ni, n.nr, t.crossed.ni, t.crossed.nr) {
+		// The peer's rekey of the same CHILD SA survives; ours is closed by us
+		// (RFC 7296 §2.8.1), and was never installed.
+		c := m.describe(n)
+		c.state = childReplaced
+		m.task = nil
+		m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: "redundant"})
+		return
+	}
+	id, err := m.newChild(n, shared)
+	if err != nil {
+		m.badChild(n.peerSPI, WhyUnsupported, err.Error())
+		return
+	}
+	t.phase, t.wait = phaseInstallIn, id
+}
+
+// taskInstalled goes on when the worker has the inbound, then the outbound SA.
+func (m *Machine) taskInstalled(err error) {
+	t, c := m.task, m.task.nego.child
+	switch {
+	case c.state == childGone: // closed by the peer meanwhile
+		m.task = nil
+		return
+	case err != nil:
+		m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, err.Error(), "look at the worker's log")})
+		if t.phase == phaseInstallIn {
+			c.inAsked = false
+		} else {
+			c.outAsked = false
+		}
+		m.task = nil
+		m.deleteChild(c.ID, WhyInstall)
+		return
+	case t.phase == phaseInstallIn:
+		t.phase, t.wait = phaseInstallOut, m.installOut(c)
+		return
+	}
+	m.up(c)
+	m.task = nil
+	if old := m.childByID(c.replaces); old != nil && old.state != childDeleting {
+		old.state = childReplaced
+		m.enqueue(task{kind: taskDeleteChild, child: old.ID, why: "rekeyed"})
+	}
+}
+
+// childRefused takes the responder's refusal.
+func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
+	t, n := m.task, m.task.nego
+	switch refusal.Message {
+	case wire.TemporaryFailure:
+		if m.postpone() {
+			return
+		}
+		m.task = t
+	case wire.ChildSANotFound:
+		old := m.childByID(n.replaces)
+		m.task = nil
+		if old != nil && t.crossed == nil {
+			// RFC 7296 §2.25.1: "it SHOULD silently delete the Child SA and send
+			// a request to create a new Child SA from scratch".
+			m.dropChild(old, refusal.Message.String())
+			m.enqueue(task{kind: taskNewChild, rule: n.rule.Name})
+		}
+		return
+	}
+	f := m.childFailure(msg.Exchange, n.rule.Name, refusal.Message.String(), "the peer refused the CHILD SA with "+refusal.Message.String(), "look at the peer's log")
+	switch refusal.Message {
+	case wire.NoProposalChosen:
+		f = compare(f, n.proposals, nil)
+		f.Advice = "the peer accepts none of our ESP suites, or not this mode: compare them with its own"
+	case wire.TSUnacceptable, wire.SinglePairRequired:
+		f.Ours = []string{n.rule.Name + ": " + n.rule.Selector.String()}
+		f.Advice = "the peer has no rule for these selectors: compare them with its own"
+	}
+	m.childFailed(f)
+}
+
+// childFailed ends the current task with a report. A rekey is tried again before
+// the hard lifetime.
+func (m *Machine) childFailed(f ike.Failure) {
+	t := m.task
+	m.task = nil
+	t.half.wipe()
+	m.emit(ike.Failed{Failure: f})
+	if old := m.childByID(t.child); t.kind == taskRekeyChild && old != nil {
+		old.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause))
+	}
+}
+
+// badChild is a response that we cannot live with. The peer believes in the
+// CHILD SA, so it is deleted; without the peer's SPI, the IKE SA is.
+func (m *Machine) badChild(spi ipsec.SPI, why, detail string) {
+	t, n := m.task, m.task.nego
+	m.childFailed(m.childFailure(t.exchange, n.rule.Name, why, detail, "compare the rule with the peer's configuration"))
+	if spi == 0 {
+		m.terminate(why)
+		return
+	}
+	n.suite.Protocol = n.proposals[0].Protocol
+	c := m.describe(n)
+	m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: why})
+}
+
+// createChildRequest is the responder's side.
+func (m *Machine) createChildRequest(msg *message) {
+	if isIKE(msg.sa) {
+		m.rekeyIKERequest(msg)
+		return
+	}
+	if msg.tsi == nil || msg.tsr == nil {
+		m.refuse(wire.InvalidSyntax)
+		m.fail(m.failure(msg.Exchange, wire.InvalidSyntax.String(), "a CHILD SA request without traffic selectors", "report this to the maker of the peer's IKE implementation"))
+		return
+	}
+	if t, busy := m.refusesChild(); busy {
+		m.refuse(t)
+		return
+	}
+	m.serveChild(msg)
+}
+
+func isIKE(sa *wire.SA) bool {
+	return len(sa.Proposals) > 0 && sa.Proposals[0].Protocol == wire.ProtocolID(ipsec.ProtocolIKE)
+}
+
+// serveChild answers a CHILD SA request, of IKE_AUTH or CREATE_CHILD_SA.
+func (m *Machine) serveChild(msg *message) {
+	n := &negotiation{}
+	m.serve.child = n
+	if rekey := msg.notify(wire.RekeySA); rekey != nil && m.serve.auth == nil {
+		old, refusal := m.rekeyed(rekey)
+		if refusal != nil {
+			m.refuseChild(refusal, nil)
+			return
+		}
+		n.replaces = old.ID
+		n.rule.Name = old.Rule
+	}
+	if n.replaces == 0 && len(m.children) >= maxChildren {
+		m.refuseChild(&wire.Notify{Message: wire.NoAdditionalSAs}, nil)
+		return
+	}
+	var ok bool
+	if n.rule, n.local, n.remote, ok = m.answerRule(msg, n.rule.Name); !ok {
+		f := m.childFailure(msg.Exchange, "", wire.TSUnacceptable.String(), "none of our rules for this peer overlaps the selectors it proposes", "add a rule for them, or correct the peer's")
+		f = m.selectorFailure(f, msg)
+		m.refuseChild(&wire.Notify{Message: wire.TSUnacceptable}, &f)
+		return
+	}
+	n.selectors = pairs(n.local, n.remote)
+	n.mode = n.rule.Template.Mode
+	if n.mode == ipsec.ModeTransport && msg.notify(wire.UseTransportMode) == nil {
+		f := m.childFailure(msg.Exchange, n.rule.Name, WhyMode, "the rule wants transport mode, the peer asks for tunnel mode", "use the same mode on both ends")
+		m.refuseChild(&wire.Notify{Message: wire.NoProposalChosen}, &f)
+		return
+	}
+	createChild := m.serve.auth == nil
+	n.proposals = childProposals(n.rule.Template, createChild)
+	tolerated := ipsec.KENone
+	if createChild {
+		tolerated = m.suite.KE.ID
+	}
+	c, ok := choose(n.proposals, msg.sa, 4, tolerated)
+	if !ok {
+		f := m.childFailure(msg.Exchange, n.rule.Name, wire.NoProposalChosen.String(), "none of the peer's proposals is ours", "")
+		f = compare(f, n.proposals, msg.sa)
+		m.refuseChild(&wire.Notify{Message: wire.NoProposalChosen}, &f)
+		return
+	}
+	n.suite, n.peerSPI = c.suite, ipsec.SPI(binary.BigEndian.Uint32(c.proposal.SPI))
+	n.spi = m.env.AllocSPI()
+	c.proposal.SPI = binary.BigEndian.AppendUint32(nil, uint32(n.spi))
+	n.sa = &wire.SA{Proposals: []wire.Proposal{c.proposal}}
+	if !createChild {
+		n.ni, n.nr = m.first.ni, m.first.nr
+		m.installAnswer(ipsec.Secret{})
+		return
+	}
+	n.ni, n.nonce = msg.nonce.Data, m.random(32)
+	n.nr = n.nonce
+	n.method = c.suite.KE.ID
+	switch {
+	case n.method == ipsec.KENone:
+		m.installAnswer(ipsec.Secret{})
+	case msg.ke == nil || msg.ke.Method != n.method:
+		m.refuseChild(&wire.Notify{Message: wire.InvalidKEPayload, Data: octets16(n.method)}, nil)
+	default:
+		m.respond(n.method, msg.ke.Data)
+	}
+}
+
+func (m *Machine) answerChildKE(a ike.KeyExchanged) {
+	n := m.serve.child
+	if a.Err != nil {
+		f := m.childFailure(wire.CreateChildSA, n.rule.Name, wire.InvalidSyntax.String(), a.Err.Error(), "report this to the maker of the peer's IKE implementation")
+		m.refuse(wire.InvalidSyntax)
+		m.emit(ike.Failed{Failure: f})
+		m.end(wire.InvalidSyntax.String()) // RFC 6989 §2.5
+		return
+	}
+	n.public = a.Public
+	m.installAnswer(a.Shared)
+}
+
+// installAnswer puts the inbound SA in place; the response waits for it, because
+// the peer may send as soon as it has the response.
+func (m *Machine) installAnswer(shared ipsec.Secret) {
+	id, err := m.newChild(m.serve.child, shared)
+	if err != nil {
+		f := m.childFailure(m.serve.exchange, m.serve.child.rule.Name, WhyUnsupported, err.Error(), "remove this suite from the rule's action")
+		m.refuseChild(&wire.Notify{Message: wire.NoProposalChosen}, &f)
+		return
+	}
+	m.serve.phase, m.serve.wait = phaseInstallIn, id
+}
+
+// answerChild responds when the worker has the inbound SA.
+func (m *Machine) answerChild(err error) {
+	s, n := m.serve, m.serve.child
+	c := n.child
+	if err != nil {
+		c.inAsked = false
+		m.dropChild(c, WhyInstall)
+		f := m.childFailure(s.exchange, n.rule.Name, WhyInstall, err.Error(), "look at the worker's log")
+		m.refuseChild(&wire.Notify{Message: wire.TemporaryFailure}, &f)
+		return
+	}
+	if s.auth != nil {
+		m.answerAuth(n, nil)
+		if m.state != stateEstablished {
+			m.dropChild(c, WhyNoCredential)
+			return
+		}
+	} else {
+		m.reply(n.payloads()...)
+	}
+	if old := m.childByID(n.replaces); old != nil {
+		m.holdOutbound(c, old, n)
+		return
+	}
+	c.wait = m.installOut(c)
+}
+
+// refuseChild answers without a CHILD SA; in IKE_AUTH the IKE SA stands.
+func (m *Machine) refuseChild(n *wire.Notify, f *ike.Failure) {
+	if f != nil {
+		m.emit(ike.Failed{Failure: *f})
+	}
+	if m.serve.auth != nil {
+		m.answerAuth(nil, n)
+		return
+	}
+	m.reply(n)
+}

@@ -1,0 +1,25 @@
+// Package ikev2 is the IKEv2 machine (RFC 7296): one Machine is one IKE SA and
+// its CHILD SAs. It is pure, as package ike describes.
+//
+// A machine does two things at a time, one for each message window of size 1
+// (RFC 7296 §2.3). A task is an exchange that it initiates: tasks wait in a
+// bounded queue, and one is current. A serve is a request of the peer that is
+// being answered. Either may wait for an answer of the engine (a secret, a slow
+// key exchange, an installation); what it then goes on with is in its phase.
+//
+// Each exchange is one file with its rows (which payloads a message must and may
+// have, and who handles it) beside the handlers of both roles:
+// ike_sa_init.go, ike_auth.go, create_child.go, rekey_ike.go, informational.go.
+// What happens when the two ends want different things at the same time is in
+// collide.go.
+//
+// Order of installation. The responder of an exchange installs inbound, sends
+// its response when the worker has acknowledged, and then installs outbound. The
+// initiator installs inbound, then outbound. At a rekey the responder keeps
+// sending on the old SA until the delete of the old SA arrives: only then does
+// it know that the initiator's new inbound SA is in place (RFC 7296 §2.8).
+//
+// Limitations: pre-shared keys only; a peer that wants certificates or EAP gets
+// AUTHENTICATION_FAILED. No IKE fragmentation (RFC 7383): SKF is dropped. No
+// MOBIKE, no configuration payload, no childless IKE SAs of our own making.
+package ikev2

@@ -1,0 +1,171 @@
+package ikev2
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// Whys of failures that have no notify of their own.
+const (
+	WhyTimeout      = "TIMEOUT"
+	WhyHalfOpen     = "HALF_OPEN_EXPIRED"
+	WhyNoCredential = "NO_CREDENTIAL"
+	WhyPeerAuth     = "PEER_NOT_AUTHENTICATED"
+	WhyPeerID       = "PEER_IDENTITY"
+	WhyPolicy       = "POLICY"
+	WhyClosing      = "CLOSING"
+	WhyInstall      = "INSTALL_FAILED"
+	WhyUnsupported  = "NOT_SUPPORTED"
+	WhyMode         = "MODE"
+)
+
+// noRule stands for the rule of a CHILD SA failure that no rule was found for.
+const noRule = "(none)"
+
+func (m *Machine) role() string {
+	if m.initiator {
+		return "initiator"
+	}
+	return "responder"
+}
+
+// failure is a report on the IKE SA.
+func (m *Machine) failure(x wire.ExchangeType, why, detail, advice string) ike.Failure {
+	f := ike.Failure{
+		Time: m.now, Peer: m.peer.Name, Remote: m.path.Remote.String(), Role: m.role(),
+		Why: why, Detail: detail, Advice: advice,
+	}
+	if f.Peer == "" {
+		f.Peer = m.path.Remote.Addr().String()
+	}
+	if !m.remoteID.IsZero() {
+		f.RemoteID = m.remoteID.String()
+	}
+	switch {
+	case x != 0:
+		f.Exchange = x.String()
+	case m.state == stateIdle || m.first == nil:
+		f.Exchange = wire.IKESAInit.String()
+	default:
+		f.Exchange = wire.IKEAuth.String()
+	}
+	return f
+}
+
+// childFailure is a report on one CHILD SA.
+func (m *Machine) childFailure(x wire.ExchangeType, rule, why, detail, advice string) ike.Failure {
+	f := m.failure(x, why, detail, advice)
+	f.Rule = rule
+	if rule == "" {
+		f.Rule = noRule
+	}
+	return f
+}
+
+// compare puts our proposals beside theirs and shows the nearest pair, transform
+// type by transform type, with what to change.
+func compare(f ike.Failure, ours []ipsec.Proposal, theirs *wire.SA) ike.Failure {
+	for _, o := range ours {
+		f.Ours = append(f.Ours, o.String())
+	}
+	if theirs == nil {
+		return f
+	}
+	best := -1
+	for _, t := range theirs.Proposals {
+		f.Theirs = append(f.Theirs, t.String())
+		for _, o := range ours {
+			d, score := diff(o, t)
+			if score > best {
+				best, f.Diff = score, d
+			}
+		}
+	}
+	var missing []string
+	for _, d := range f.Diff {
+		if !d.Matches {
+			missing = append(missing, fmt.Sprintf("%s (ours %s, theirs %s)", d.Type, list(d.Ours), list(d.Theirs)))
+		}
+	}
+	if len(missing) > 0 {
+		f.Detail = "nearest proposals differ in " + strings.Join(missing, " and ")
+		f.Advice = advise(f.Diff)
+	}
+	return f
+}
+
+func list(s []string) string {
+	if len(s) == 0 {
+		return "none"
+	}
+	return strings.Join(s, " ")
+}
+
+// diff compares two proposals; a higher score is nearer.
+func diff(o ipsec.Proposal, t wire.Proposal) (ds []ike.TransformDiff, score int) {
+	if wire.ProtocolID(o.Protocol) != t.Protocol {
+		return nil, -1
+	}
+	types := typesOf(o, t)
+	slices.Sort(types)
+	for _, typ := range types {
+		_, _, ok := matchType(o.OfType(typ), theirsOf(t, typ))
+		d := ike.TransformDiff{Type: typ.String(), Matches: ok}
+		for _, x := range o.OfType(typ) {
+			d.Ours = append(d.Ours, x.String())
+		}
+		for _, x := range t.Transforms {
+			if x.Type == typ {
+				d.Theirs = append(d.Theirs, x.String())
+			}
+		}
+		if ok {
+			score += 2
+		} else if len(d.Ours) > 0 && len(d.Theirs) > 0 {
+			score++
+		}
+		ds = append(ds, d)
+	}
+	return ds, score
+}
+
+// advise names the nearest fix: an algorithm of theirs that is known here, to
+// add to our policy; else one of ours, to add to theirs.
+func advise(ds []ike.TransformDiff) string {
+	var here, there []string
+	for _, d := range ds {
+		if d.Matches {
+			continue
+		}
+		known := ""
+		for _, name := range d.Theirs {
+			a, ok := ipsec.AlgorithmByName(name)
+			if ok && a.Standing != ipsec.StandingLegacy {
+				known = name
+				break
+			}
+		}
+		switch {
+		case known != "":
+			here = append(here, known)
+		case len(d.Theirs) == 0:
+			there = append(there, d.Ours...)
+		case len(d.Ours) > 0:
+			there = append(there, d.Ours[0])
+		default:
+			there = append(there, "no "+d.Type)
+		}
+	}
+	switch {
+	case len(here) > 0 && len(there) == 0:
+		return "add " + strings.Join(here, " and ") + " to a suite of our policy, or one of ours to the peer's"
+	case len(here) > 0:
+		return "add " + strings.Join(here, " and ") + " to a suite of our policy, and " + strings.Join(there, " and ") + " to the peer's"
+	}
+	return "add " + strings.Join(there, " and ") + " to the peer's configuration"
+}

@@ -1,0 +1,299 @@
+package ikev2
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
+)
+
+// Times and bounds.
+const (
+	halfOpenTime    = 30 * time.Second // a responder without IKE_AUTH lives this long
+	replacedTime    = 60 * time.Second // a rekeyed IKE SA waits this long for its delete
+	drainTime       = 5 * time.Second  // a replaced inbound SA goes on receiving
+	maxQueue        = 256              // tasks waiting
+	maxChildren     = 1024             // CHILD SAs of one IKE SA
+	maxSteers       = 4                // COOKIE and INVALID_KE_PAYLOAD answers followed, each
+	maxMessageID    = 1 << 31          // rekey long before message IDs run out (RFC 7296 §2.2)
+	lifetimeOverrun = 10               // the IKE SA ends this part of its lifetime after the end
+)
+
+type state uint8
+
+const (
+	stateIdle        state = iota // initiator: nothing asked for yet; responder: nothing received
+	stateConnecting               // IKE_SA_INIT and IKE_AUTH
+	stateEstablished              //
+	stateDeleting                 // our delete of the IKE SA is under way
+	stateReplaced                 // rekeyed: only the delete of this IKE SA is left to do
+	stateRefused                  // authentication failed: only retransmissions are answered
+	stateGone
+)
+
+// Machine is one IKE SA. Its fields are values that can be saved and read back.
+type Machine struct {
+	env    ike.Env
+	policy *ipsec.NodePolicy
+
+	candidates []ipsec.Peer // profiles that the peer may have, until IKE_AUTH tells
+	peer       ipsec.Peer
+	secret     int // which candidate secret the initiator signs with
+
+	state     state
+	initiator bool // original initiator: the I flag of our messages
+	spiI      uint64
+	spiR      uint64
+	path      ike.Path
+	nat       nat
+	localID   ipsec.Identity
+	remoteID  ipsec.Identity
+
+	suite ipsec.Suite
+	keys  suite.IKEKeys
+	prf   suite.PRF
+	tx    *suite.Cipher
+	rx    *suite.Cipher
+
+	first        *firstContact // IKE_SA_INIT, as far as IKE_AUTH needs it
+	announceOnly bool          // send INITIAL_CONTACT
+
+	window window
+	task   *task
+	queue  []task
+	serve  *serve
+
+	children []*child
+	drains   []drain
+
+	created time.Time
+	since   time.Time // established
+	heard   time.Time // last proof of liveness
+	rekeyAt time.Time
+	endAt   time.Time
+
+	now     time.Time
+	effects []ike.Effect
+}
+
+var _ ike.Machine = (*Machine)(nil)
+
+// NewInitiator makes the machine of an IKE SA that this node will initiate, at
+// the first CreateChild.
+func NewInitiator(env ike.Env, policy *ipsec.NodePolicy, peer ipsec.Peer, path ike.Path) *Machine {
+	return &Machine{env: defaults(env), policy: policy, peer: peer, path: path, initiator: true, localID: peer.LocalID}
+}
+
+// NewResponder makes the machine that answers one IKE_SA_INIT request, which
+// comes as its first Datagram. The peer's profile is one of candidates, in order
+// of preference; its identity decides.
+func NewResponder(env ike.Env, policy *ipsec.NodePolicy, candidates []ipsec.Peer, path ike.Path) *Machine {
+	return &Machine{env: defaults(env), policy: policy, candidates: candidates, path: path}
+}
+
+func defaults(env ike.Env) ike.Env {
+	if env.Rand == nil {
+		env.Rand = rand.Reader
+	}
+	return env
+}
+
+// AnnounceInitialContact makes an initiator say in IKE_AUTH that this is its
+// only IKE SA with the peer (RFC 7296 §2.4), so that the peer drops what is left
+// over from before a restart.
+func (m *Machine) AnnounceInitialContact() { m.announceOnly = true }
+
+// Machines makes machines for peer profiles by name.
+type Machines struct{}
+
+// Initiator is NewInitiator for a profile of the policy.
+func (Machines) Initiator(env ike.Env, policy *ipsec.NodePolicy, peer string, path ike.Path) (ike.Machine, error) {
+	p, ok := peerByName(policy, peer)
+	if !ok {
+		return nil, fmt.Errorf("peer %q is not in the policy of node %q (version %s)", peer, policy.Node, policy.Version)
+	}
+	return NewInitiator(env, policy, p, path), nil
+}
+
+// Responder is NewResponder for profiles of the policy.
+func (Machines) Responder(env ike.Env, policy *ipsec.NodePolicy, candidates []string, path ike.Path) (ike.Machine, error) {
+	var ps []ipsec.Peer
+	for _, name := range candidates {
+		if p, ok := peerByName(policy, name); ok {
+			ps = append(ps, p)
+		}
+	}
+	if len(ps) == 0 {
+		return nil, fmt.Errorf("none of the peers %q is in the policy of node %q (version %s)", candidates, policy.Node, policy.Version)
+	}
+	return NewResponder(env, policy, ps, path), nil
+}
+
+func peerByName(policy *ipsec.NodePolicy, name string) (ipsec.Peer, bool) {
+	for _, p := range policy.Peers {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return ipsec.Peer{}, false
+}
+
+// Handle implements ike.Machine.
+func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
+	m.now, m.effects = now, nil
+	if m.created.IsZero() {
+		m.created, m.heard = now, now
+	}
+	if m.state == stateGone {
+		return nil
+	}
+	switch ev := ev.(type) {
+	case ike.Datagram:
+		m.datagram(ev)
+	case ike.Timer:
+		m.tick()
+	case ike.CreateChild:
+		m.createChild(ev)
+	case ike.RekeyChild:
+		m.rekeyChild(ev.Child)
+	case ike.RekeyIKE:
+		m.rekeyIKE()
+	case ike.DeleteChild:
+		m.deleteChild(ev.Child, "deleted by command")
+	case ike.Terminate:
+		m.terminate(ev.Why)
+	case ike.CheckPeer:
+		m.checkPeer()
+	case ike.ChildExpired:
+		m.childExpired(ev)
+	case ike.ChildActivity:
+		if ev.Received.After(m.heard) && !ev.Received.After(now) {
+			m.heard = ev.Received
+		}
+	case ike.PolicyChanged:
+		m.policyChanged(ev.Policy)
+	case ike.PSKs:
+		m.secretsFound(ev)
+	case ike.KeyExchanged:
+		m.keyExchanged(ev)
+	case ike.Installed:
+		m.installed(ev)
+	}
+	m.startNext()
+	return m.effects
+}
+
+func (m *Machine) emit(e ike.Effect) { m.effects = append(m.effects, e) }
+
+func (m *Machine) drop(why string) { m.emit(ike.Dropped{Why: why}) }
+
+// random gives octets from Env. A machine cannot go on without randomness, and
+// neither can its process: there is nothing safer left to do than to stop.
+func (m *Machine) random(n int) []byte {
+	b := make([]byte, n)
+	if _, err := io.ReadFull(m.env.Rand, b); err != nil {
+		panic("ikev2: the source of randomness failed: " + err.Error())
+	}
+	return b
+}
+
+// newSPI is a random IKE SPI, never zero (RFC 7296 §2.6).
+func (m *Machine) newSPI() uint64 {
+	for {
+		if v := binary.BigEndian.Uint64(m.random(8)); v != 0 {
+			return v
+		}
+	}
+}
+
+// below is a random duration in [0, d).
+func (m *Machine) below(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(binary.BigEndian.Uint64(m.random(8)) % uint64(d))
+}
+
+func (m *Machine) localSPI() uint64 {
+	if m.initiator {
+		return m.spiI
+	}
+	return m.spiR
+}
+
+// Terminate, and the ways in which a machine ends.
+
+func (m *Machine) terminate(why string) {
+	switch m.state {
+	case stateEstablished:
+		if m.task != nil && m.task.kind == taskDeleteIKE {
+			return
+		}
+		m.queue = []task{{kind: taskDeleteIKE, why: why}}
+	case stateDeleting:
+	default:
+		m.end(why)
+	}
+}
+
+// end is the end of the machine: CHILD SAs leave the worker, keys are wiped.
+func (m *Machine) end(why string) {
+	for len(m.children) > 0 {
+		m.dropChild(m.children[0], why)
+	}
+	m.endDrains()
+	m.keys.Wipe()
+	m.task, m.serve, m.queue, m.first, m.tx, m.rx = nil, nil, nil, nil, nil, nil
+	m.state = stateGone
+	m.emit(ike.Done{Why: why})
+}
+
+// fail ends the machine with a report.
+func (m *Machine) fail(f ike.Failure) {
+	m.emit(ike.Failed{Failure: f})
+	m.end(f.Why)
+}
+
+// established starts the life of the IKE SA.
+func (m *Machine) established() {
+	m.state, m.since, m.heard = stateEstablished, m.now, m.now
+	m.first = nil
+	if l := m.peer.Lifetime; l > 0 {
+		m.rekeyAt = m.now.Add(l - m.below(l/10)) // jitter: RFC 7296 §2.8.1
+		m.endAt = m.now.Add(l + l/lifetimeOverrun)
+	}
+}
+
+// Info implements ike.Machine.
+func (m *Machine) Info() ike.Info {
+	i := ike.Info{
+		Node: m.path.Node, Peer: m.peer.Name, Version: 2, Initiator: m.initiator, State: m.stateName(),
+		LocalSPI: m.localSPI(), RemoteSPI: m.spiI ^ m.spiR ^ m.localSPI(), Path: m.path,
+		LocalID: m.localID.String(), RemoteID: m.remoteID.String(), Suite: m.suite, NAT: m.nat.String(),
+		Since: m.since, RekeyAt: m.rekeyAt,
+	}
+	for _, c := range m.children {
+		i.Children = append(i.Children, c.Child)
+	}
+	return i
+}
+
+func (m *Machine) stateName() string {
+	switch m.state {
+	case stateEstablished:
+		if m.task != nil && m.task.kind == taskRekeyIKE {
+			return "rekeying"
+		}
+		return "established"
+	case stateDeleting, stateReplaced, stateRefused:
+		return "deleting"
+	case stateGone:
+		return "gone"
+	}
+	return "connecting"
+}

@@ -1,0 +1,154 @@
+package ikev2
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// IKE ports (RFC 7296 §2.23).
+const (
+	portIKE  = 500
+	portNATT = 4500
+)
+
+// nat is what NAT detection has found, and whether policy wants UDP
+// encapsulation in any case.
+type nat struct {
+	local  bool // this side is behind a NAT
+	remote bool
+	forced bool
+}
+
+// encap reports whether ESP travels in UDP.
+func (n nat) encap() bool { return n.local || n.remote || n.forced }
+
+func (n nat) String() string {
+	switch {
+	case n.local && n.remote:
+		return "both"
+	case n.local:
+		return "local"
+	case n.remote:
+		return "remote"
+	}
+	return "none"
+}
+
+// natHash is the data of a NAT_DETECTION notify. SHA-1 is prescribed; nothing
+// depends on its strength, because the notify is not authenticated by it.
+func natHash(spiI, spiR uint64, a netip.AddrPort) []byte {
+	h := sha1.New()
+	b := binary.BigEndian.AppendUint64(nil, spiI)
+	b = binary.BigEndian.AppendUint64(b, spiR)
+	b = append(b, a.Addr().Unmap().AsSlice()...)
+	h.Write(binary.BigEndian.AppendUint16(b, a.Port()))
+	return h.Sum(nil)
+}
+
+// natNotifies announces where this message is sent from and to. With forced
+// encapsulation the source hash is wrong on purpose: the peer then sees a NAT in
+// front of us, and encapsulates too.
+func (m *Machine) natNotifies(spiI, spiR uint64, p ike.Path) []wire.Payload {
+	source := natHash(spiI, spiR, p.Local)
+	if m.nat.forced {
+		source = m.random(sha1.Size)
+	}
+	return []wire.Payload{
+		&wire.Notify{Message: wire.NATDetectionSourceIP, Data: source},
+		&wire.Notify{Message: wire.NATDetectionDestinationIP, Data: natHash(spiI, spiR, p.Remote)},
+	}
+}
+
+// detectNAT compares the peer's notifies with the addresses its message came
+// with. A peer without them does not do NAT traversal.
+func (m *Machine) detectNAT(msg *message) {
+	var sources, matched, destinations, here int
+	for _, n := range msg.notifies {
+		switch n.Message {
+		case wire.NATDetectionSourceIP:
+			sources++
+			if bytes.Equal(n.Data, natHash(msg.SPIi, msg.SPIr, msg.path.Remote)) {
+				matched++
+			}
+		case wire.NATDetectionDestinationIP:
+			destinations++
+			if bytes.Equal(n.Data, natHash(msg.SPIi, msg.SPIr, msg.path.Local)) {
+				here++
+			}
+		}
+	}
+	m.nat.remote = sources > 0 && matched == 0
+	m.nat.local = destinations > 0 && here == 0
+}
+
+// forceEncap reports that policy wants UDP encapsulation with a peer: the CHILD
+// SAs of one IKE SA share the choice, because they share the path.
+func forceEncap(policy *ipsec.NodePolicy, p ipsec.Peer) bool {
+	if p.ForceEncap {
+		return true
+	}
+	for _, r := range policy.Rules {
+		if r.Peer == p.Name && r.Template != nil && r.Template.ForceEncap {
+			return true
+		}
+	}
+	return false
+}
+
+// float moves the initiator to port 4500, from IKE_AUTH on.
+func (m *Machine) float() {
+	if m.nat.encap() && m.path.Local.Port() == portIKE {
+		m.path.Local = netip.AddrPortFrom(m.path.Local.Addr(), portNATT)
+		m.path.Remote = netip.AddrPortFrom(m.path.Remote.Addr(), portNATT)
+	}
+}
+
+// follow adopts the path of a new authenticated message. Before IKE_AUTH is
+// answered the responder follows any change, because that is when the initiator
+// floats; afterwards only a peer behind a NAT may move, and only when we are not
+// behind one (RFC 7296 §2.23: dynamic address update).
+func (m *Machine) follow(p ike.Path) {
+	if p == m.path {
+		return
+	}
+	if m.state == stateConnecting {
+		if !m.initiator {
+			m.path = p
+		}
+		return
+	}
+	if !m.nat.remote || m.nat.local || p.Remote == m.path.Remote {
+		return
+	}
+	m.path = p
+	move := ike.Move{Remote: p.Remote}
+	for _, c := range m.children {
+		if c.outAsked {
+			move.SAs = append(move.SAs, c.Out)
+		} else {
+			c.moveOut(p)
+		}
+	}
+	if len(move.SAs) > 0 {
+		m.emit(move)
+	}
+}
+
+// udpEncap is the encapsulation of CHILD SAs, nil for none. UDP encapsulation
+// "MUST NOT be done on port 500".
+func (m *Machine) udpEncap() *ipsec.UDPEncap {
+	if !m.nat.encap() {
+		return nil
+	}
+	e := &ipsec.UDPEncap{LocalPort: m.path.Local.Port(), RemotePort: m.path.Remote.Port()}
+	if e.LocalPort == portIKE {
+		e.LocalPort, e.RemotePort = portNATT, portNATT
+	}
+	return e
+}

@@ -1,0 +1,77 @@
+package ikev2
+
+import (
+	"slices"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
+
+// policyChanged keeps what the new policy still allows, and closes the rest.
+func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
+	m.policy = policy
+	for i := range m.candidates {
+		if p, ok := peerByName(policy, m.candidates[i].Name); ok {
+			m.candidates[i] = p
+		}
+	}
+	if m.peer.Name == "" {
+		return
+	}
+	p, ok := peerByName(policy, m.peer.Name)
+	if !ok || p.LocalID != m.peer.LocalID || p.RemoteID != m.peer.RemoteID {
+		m.terminate("the policy has changed: peer " + m.peer.Name + " is gone or has other identities")
+		return
+	}
+	m.peer = p
+	if m.state != stateEstablished {
+		return
+	}
+	if !allows(p.Proposals, m.suite) {
+		m.terminate("the policy has changed: it does not allow " + m.suite.String() + " with peer " + p.Name)
+		return
+	}
+	for _, c := range m.children {
+		if !m.keeps(c) {
+			m.deleteChild(c.ID, "the policy has changed: rule "+c.Rule)
+		}
+	}
+}
+
+// keeps reports whether a CHILD SA is still what its rule asks for.
+func (m *Machine) keeps(c *child) bool {
+	r, ok := m.ruleOf(c.Rule)
+	if !ok || r.Template.Mode != c.Mode {
+		return false
+	}
+	for _, s := range c.Selectors {
+		if !r.Selector.Covers(s) {
+			return false
+		}
+	}
+	s := c.Suite
+	s.KE = ipsec.Transform{}
+	return allows(childProposals(r.Template, false), s)
+}
+
+// allows reports whether a suite could come out of any of the proposals.
+func allows(ps []ipsec.Proposal, s ipsec.Suite) bool {
+	has := func(p ipsec.Proposal, typ ipsec.TransformType, t ipsec.Transform) bool {
+		of := p.OfType(typ)
+		if t.Type == 0 {
+			return len(of) == 0 || slices.ContainsFunc(of, func(x ipsec.Transform) bool { return x.ID == 0 })
+		}
+		return slices.Contains(of, t)
+	}
+	return slices.ContainsFunc(ps, func(p ipsec.Proposal) bool {
+		esn := true
+		if of := p.OfType(ipsec.TransformESN); len(of) > 0 {
+			want := ipsec.Transform{Type: ipsec.TransformESN, ID: ipsec.ESNNo}
+			if s.ESN {
+				want.ID = ipsec.ESNYes
+			}
+			esn = slices.Contains(of, want)
+		}
+		return p.Protocol == s.Protocol && has(p, ipsec.TransformENCR, s.Encr) && has(p, ipsec.TransformPRF, s.PRF) &&
+			has(p, ipsec.TransformINTEG, s.Integ) && has(p, ipsec.TransformKE, s.KE) && esn
+	})
+}

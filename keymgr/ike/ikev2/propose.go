@@ -1,0 +1,209 @@
+package ikev2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// offer is an SA payload of all our proposals, each with our SPI.
+func offer(ours []ipsec.Proposal, spi []byte) *wire.SA {
+	sa := &wire.SA{}
+	for i, p := range ours {
+		w := wire.Proposal{Number: uint8(i + 1), Protocol: wire.ProtocolID(p.Protocol), SPI: spi}
+		for _, t := range p.Transforms {
+			w.Transforms = append(w.Transforms, wire.Transform{Transform: t})
+		}
+		sa.Proposals = append(sa.Proposals, w)
+	}
+	return sa
+}
+
+// choice is one proposal of the peer that was chosen.
+type choice struct {
+	suite    ipsec.Suite
+	proposal wire.Proposal // the answer: one transform of each type; the SPI is the peer's
+}
+
+// choose picks the first of our proposals that any of theirs satisfies
+// (RFC 7296 §3.3.6): of each type our first transform that they also have.
+// tolerated is a key exchange method that is accepted though we name none: for
+// a peer that wants perfect forward secrecy where our policy does not ask for it.
+func choose(ours []ipsec.Proposal, theirs *wire.SA, spiLen int, tolerated uint16) (choice, bool) {
+	for _, o := range ours {
+		for _, t := range theirs.Proposals {
+			if t.Protocol != wire.ProtocolID(o.Protocol) || len(t.SPI) != spiLen {
+				continue
+			}
+			if c, ok := match(o, t, tolerated); ok {
+				return c, true
+			}
+		}
+	}
+	return choice{}, false
+}
+
+func match(o ipsec.Proposal, t wire.Proposal, tolerated uint16) (choice, bool) {
+	c := choice{suite: ipsec.Suite{Protocol: o.Protocol}, proposal: wire.Proposal{Number: t.Number, Protocol: t.Protocol, SPI: t.SPI}}
+	for _, typ := range typesOf(o, t) {
+		ours := o.OfType(typ)
+		if typ == ipsec.TransformKE && len(ours) == 0 && tolerated != ipsec.KENone {
+			ours = []ipsec.Transform{{Type: typ}, {Type: typ, ID: tolerated}}
+		}
+		picked, sent, ok := matchType(ours, theirsOf(t, typ))
+		if !ok {
+			return choice{}, false
+		}
+		if sent {
+			c.proposal.Transforms = append(c.proposal.Transforms, wire.Transform{Transform: picked})
+		}
+		if picked.ID == 0 {
+			continue // NONE: the suite is without
+		}
+		switch typ {
+		case ipsec.TransformENCR:
+			c.suite.Encr = picked
+		case ipsec.TransformPRF:
+			c.suite.PRF = picked
+		case ipsec.TransformINTEG:
+			c.suite.Integ = picked
+		case ipsec.TransformKE:
+			c.suite.KE = picked
+		case ipsec.TransformESN:
+			c.suite.ESN = picked.ID == ipsec.ESNYes
+		}
+	}
+	return c, true
+}
+
+// matchType picks a transform of one type. A side that does not name the type
+// means ID 0, which is NONE for integrity and key exchange and "no extended
+// sequence numbers" for ESN. sent is false when the peer left the type out.
+func matchType(ours, theirs []ipsec.Transform) (picked ipsec.Transform, sent, ok bool) {
+	none := func(t ipsec.Transform) bool { return t.ID == 0 && t.KeyBits == 0 }
+	switch {
+	case len(theirs) == 0:
+		return ipsec.Transform{}, false, len(ours) == 0 || slices.ContainsFunc(ours, none)
+	case len(ours) == 0:
+		i := slices.IndexFunc(theirs, none)
+		if i < 0 {
+			return ipsec.Transform{}, false, false
+		}
+		return theirs[i], true, true
+	}
+	for _, o := range ours {
+		if slices.Contains(theirs, o) {
+			return o, true, true
+		}
+	}
+	return ipsec.Transform{}, false, false
+}
+
+// theirsOf are the peer's transforms of one type, without those that carry an
+// attribute we do not know: they "MUST NOT" be chosen (RFC 7296 §3.3.6).
+func theirsOf(p wire.Proposal, typ ipsec.TransformType) []ipsec.Transform {
+	var out []ipsec.Transform
+	unknown := false
+	for _, t := range p.Transforms {
+		if t.Type != typ {
+			continue
+		}
+		if t.Unknown != nil {
+			unknown = true
+			continue
+		}
+		out = append(out, t.Transform)
+	}
+	if unknown && out == nil {
+		return []ipsec.Transform{{Type: typ, ID: 0xffff}} // present, and nothing of it is ours
+	}
+	return out
+}
+
+func typesOf(o ipsec.Proposal, t wire.Proposal) []ipsec.TransformType {
+	var out []ipsec.TransformType
+	add := func(typ ipsec.TransformType) {
+		if !slices.Contains(out, typ) {
+			out = append(out, typ)
+		}
+	}
+	for _, x := range o.Transforms {
+		add(x.Type)
+	}
+	for _, x := range t.Transforms {
+		add(x.Type)
+	}
+	return out
+}
+
+// accept checks the responder's choice: exactly one of our proposals, with one
+// transform of each type (RFC 7296 §2.7).
+func accept(ours []ipsec.Proposal, sa *wire.SA, spiLen int) (choice, error) {
+	if len(sa.Proposals) != 1 {
+		return choice{}, fmt.Errorf("got %d proposals in the response, want the one chosen", len(sa.Proposals))
+	}
+	p := sa.Proposals[0]
+	if p.Number < 1 || int(p.Number) > len(ours) {
+		return choice{}, fmt.Errorf("got proposal number %d, offered 1 to %d", p.Number, len(ours))
+	}
+	seen := map[ipsec.TransformType]bool{}
+	for _, t := range p.Transforms {
+		if seen[t.Type] {
+			return choice{}, fmt.Errorf("got more than one %s transform in %s, want one", t.Type, p)
+		}
+		seen[t.Type] = true
+	}
+	c, ok := choose(ours[p.Number-1:p.Number], sa, spiLen, ipsec.KENone)
+	if !ok {
+		return choice{}, fmt.Errorf("got %s, which is not part of the proposal offered: %s", p, ours[p.Number-1])
+	}
+	return c, nil
+}
+
+// childProposals are a template's proposals as one exchange may use them: in
+// IKE_AUTH without key exchange (RFC 7296 §1.2), in CREATE_CHILD_SA with the
+// methods the proposal names or else the template's PFS.
+func childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
+	var out []ipsec.Proposal
+	for _, p := range t.Proposals {
+		q := ipsec.Proposal{Protocol: p.Protocol}
+		for _, x := range p.Transforms {
+			if x.Type != ipsec.TransformKE || createChild {
+				q.Transforms = append(q.Transforms, x)
+			}
+		}
+		if createChild && t.PFS != ipsec.KENone && len(p.OfType(ipsec.TransformKE)) == 0 {
+			q.Transforms = append(q.Transforms, ipsec.Transform{Type: ipsec.TransformKE, ID: t.PFS})
+		}
+		if len(p.OfType(ipsec.TransformESN)) == 0 { // mandatory in ESP and AH (RFC 7296 §3.3.3)
+			q.Transforms = append(q.Transforms, ipsec.Transform{Type: ipsec.TransformESN, ID: ipsec.ESNNo})
+		}
+		out = append(out, q)
+	}
+	return out
+}
+
+// firstKE is the method to try first: the first of the first proposal.
+func firstKE(ps []ipsec.Proposal) uint16 {
+	for _, p := range ps {
+		for _, t := range p.OfType(ipsec.TransformKE) {
+			if t.ID != ipsec.KENone {
+				return t.ID
+			}
+		}
+		return ipsec.KENone
+	}
+	return ipsec.KENone
+}
+
+// offers reports whether a method is in any of the proposals.
+func offers(ps []ipsec.Proposal, method uint16) bool {
+	return slices.ContainsFunc(ps, func(p ipsec.Proposal) bool {
+		return slices.Contains(p.Transforms, ipsec.Transform{Type: ipsec.TransformKE, ID: method})
+	})
+}
+
+func octets16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }

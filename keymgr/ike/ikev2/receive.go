@@ -1,0 +1,186 @@
+package ikev2
+
+import (
+	"errors"
+
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// Why a message was dropped.
+const (
+	WhyMalformed     = "malformed"
+	WhyWrongSPI      = "wrong-spi"
+	WhyWrongRole     = "initiator-flag" // a reflected message, for one
+	WhyUnprotected   = "unprotected"
+	WhyFragment      = "fragment-not-supported"
+	WhyIntegrity     = "integrity"
+	WhyReplayed      = "message-id-replayed"
+	WhyOutOfWindow   = "message-id-out-of-window"
+	WhyNoRequest     = "response-without-request"
+	WhyBusy          = "request-in-progress"
+	WhyState         = "not-in-this-state"
+	WhyRetransmitted = "retransmitted" // answered from the reply cache
+	WhyBadInit       = "init-unacceptable"
+	WhyQueueFull     = "queue-full"
+)
+
+// datagram takes a message from the network through the gates, in this order:
+// header, SPIs, direction, message ID, integrity, syntax, row. Nothing changes
+// the machine before integrity (RFC 7296 §2.21.4).
+func (m *Machine) datagram(ev ike.Datagram) {
+	h, err := wire.ParseHeader(ev.Data)
+	if err != nil {
+		m.drop(WhyMalformed)
+		return
+	}
+	if h.Exchange == wire.IKESAInit {
+		m.initDatagram(h, ev)
+		return
+	}
+	if h.SPIi != m.spiI || h.SPIr != m.spiR || m.rx == nil {
+		m.drop(WhyWrongSPI)
+		return
+	}
+	if h.FromInitiator() == m.initiator {
+		m.drop(WhyWrongRole)
+		return
+	}
+	if why := m.outOfWindow(h); why != "" {
+		m.drop(why)
+		return
+	}
+	inner, first, why, err := m.open(h, ev.Data)
+	if why != "" {
+		m.drop(why)
+		return
+	}
+	if m.replay(h, ev) {
+		return
+	}
+	if !m.allowed(h) {
+		m.drop(WhyState)
+		return
+	}
+	r, known := findRow(h)
+	if !known {
+		// An exchange that we do not know is a request we cannot serve.
+		m.badMessage(h, ev, &wire.Error{Notify: wire.InvalidSyntax, Detail: h.Exchange.String() + " is not known here"})
+		return
+	}
+	var ps []wire.Payload
+	if err == nil {
+		ps, err = wire.ParsePayloads(first, inner)
+	}
+	var msg *message
+	if err == nil {
+		var bad *wire.Error
+		if msg, bad = r.index(h, ps); bad != nil {
+			err = bad
+		}
+	}
+	if err != nil {
+		m.badMessage(h, ev, err)
+		return
+	}
+	msg.path = ev.Path
+	m.heard = m.now
+	m.follow(ev.Path)
+	if !h.Response() {
+		m.serve = &serve{id: h.MessageID, exchange: h.Exchange, path: ev.Path}
+	}
+	r.handle(m, msg)
+}
+
+// allowed is the list of exchanges by state: before IKE_AUTH has succeeded there
+// is no other exchange, in either direction.
+func (m *Machine) allowed(h wire.Header) bool {
+	switch m.state {
+	case stateConnecting:
+		return h.Exchange == wire.IKEAuth && h.Response() == m.initiator
+	case stateEstablished, stateDeleting, stateReplaced:
+		return h.Exchange != wire.IKEAuth
+	}
+	return false
+}
+
+// badMessage refuses a message that is the peer's (its integrity holds) and is
+// not well formed.
+func (m *Machine) badMessage(h wire.Header, ev ike.Datagram, err error) {
+	bad := &wire.Error{Notify: wire.InvalidSyntax, Detail: err.Error()}
+	errors.As(err, &bad)
+	f := m.failure(h.Exchange, bad.Notify.String(), bad.Detail, "report this to the maker of the peer's IKE implementation")
+	if h.Response() {
+		// No error message answers a response (RFC 7296 §2.21); a delete cleans up.
+		if m.state == stateConnecting || m.task.kind == taskDeleteIKE {
+			m.fail(f)
+			return
+		}
+		m.emit(ike.Failed{Failure: f})
+		m.task = nil
+		m.terminate(bad.Notify.String())
+		return
+	}
+	m.serve = &serve{id: h.MessageID, exchange: h.Exchange, path: ev.Path}
+	m.reply(&wire.Notify{Message: bad.Notify, Data: bad.Data})
+	// RFC 7296 §2.21.3: INVALID_SYNTAX is fatal to both ends, without a delete.
+	// An unsupported critical payload only is while authenticating (§2.21.2).
+	if bad.Notify == wire.InvalidSyntax || m.state == stateConnecting {
+		m.fail(f)
+		return
+	}
+	m.emit(ike.Failed{Failure: f})
+}
+
+// open decrypts the SK payload. A why means that the message must be dropped; an
+// error with an empty why that the peer sent it malformed.
+func (m *Machine) open(h wire.Header, b []byte) (inner []byte, first wire.PayloadType, why string, err error) {
+	// Nothing but SK is expected outside of SK.
+	switch h.Next {
+	case wire.TypeSK:
+	case wire.TypeSKF:
+		return nil, 0, WhyFragment, nil
+	default:
+		return nil, 0, WhyUnprotected, nil
+	}
+	_, ps, err := wire.Parse(b)
+	if err != nil {
+		return nil, 0, WhyMalformed, nil
+	}
+	sk := ps[0].(*wire.Encrypted)
+	aad := b[:len(b)-len(sk.Body)]
+	inner, err = m.rx.Open(nil, aad, sk.Body)
+	switch {
+	case err == nil:
+		return inner, sk.Inner, "", nil
+	case errors.Is(err, suite.ErrPadding):
+		return nil, 0, "", err
+	}
+	return nil, 0, WhyIntegrity, nil
+}
+
+// seal makes a protected message of payloads (RFC 7296 §3.14).
+func (m *Machine) seal(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) []byte {
+	plain := wire.AppendPayloads(nil, ps)
+	sk := &wire.Encrypted{PayloadType: wire.TypeSK, Inner: wire.First(ps), Body: make([]byte, m.tx.SealedLen(len(plain)))}
+	b := wire.AppendMessage(nil, m.header(x, id, response), []wire.Payload{sk})
+	aad := b[:len(b)-len(sk.Body)]
+	out, err := m.tx.Seal(m.env.Rand, aad, aad, plain)
+	if err != nil {
+		// The randomness failed, or 2^64 messages were sent: see random.
+		panic("ikev2: " + err.Error())
+	}
+	return out
+}
+
+func (m *Machine) header(x wire.ExchangeType, id uint32, response bool) wire.Header {
+	h := wire.Header{SPIi: m.spiI, SPIr: m.spiR, Exchange: x, MessageID: id}
+	if m.initiator {
+		h.Flags |= wire.FlagInitiator
+	}
+	if response {
+		h.Flags |= wire.FlagResponse
+	}
+	return h
+}

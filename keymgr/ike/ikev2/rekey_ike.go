@@ -1,0 +1,227 @@
+package ikev2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// CREATE_CHILD_SA that rekeys the IKE SA (RFC 7296 §1.3.2, §2.18):
+//
+//	HDR, SK {SA, Ni, KEi}  -->
+//	                    <--  HDR, SK {SA, Nr, KEr}
+//
+// The new IKE SA is a machine of its own. It inherits the CHILD SAs as they are,
+// and the tasks that wait; the old machine is left with its delete, which the
+// initiator of the exchange sends.
+
+// ikeNegotiation is an IKE SA being agreed within another.
+type ikeNegotiation struct {
+	spi     uint64 // ours
+	peerSPI uint64
+	ni, nr  []byte
+	choice  choice
+	peerKE  []byte
+	methods int
+	machine *Machine // the peer's rekey that crosses ours: ready, waiting for the comparison
+}
+
+// rekeyIKE is the command, and the end of the lifetime.
+func (m *Machine) rekeyIKE() {
+	if m.state == stateEstablished {
+		m.rekeyAt = time.Time{} // rekeyIKEFailed sets the next attempt
+		m.enqueue(task{kind: taskRekeyIKE})
+	}
+}
+
+func (m *Machine) startRekeyIKE() {
+	m.task.ike = &ikeNegotiation{spi: m.newSPI(), ni: m.random(32)}
+	method := firstKE(m.peer.Proposals)
+	if offers(m.peer.Proposals, m.suite.KE.ID) {
+		method = m.suite.KE.ID // known to be common
+	}
+	m.generate(method)
+}
+
+func (m *Machine) sendRekeyIKE(err error) {
+	t := m.task
+	if err != nil {
+		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, WhyUnsupported, err.Error(), "choose another key exchange in the peer's suites"))
+		return
+	}
+	m.request(wire.CreateChildSA,
+		offer(m.peer.Proposals, binary.BigEndian.AppendUint64(nil, t.ike.spi)),
+		&wire.Nonce{Data: t.ike.ni},
+		&wire.KE{Method: t.half.Method, Data: t.half.Public})
+}
+
+// rekeyIKEFailed reports and tries again later; the old IKE SA goes on.
+func (m *Machine) rekeyIKEFailed(f ike.Failure) {
+	t := m.task
+	t.half.wipe()
+	m.task = nil
+	m.emit(ike.Failed{Failure: f})
+	m.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause))
+	if x := t.crossIKE; x != nil {
+		m.handOver(x.machine, false)
+	}
+}
+
+// rekeyIKEResponse is the initiator's side.
+func (m *Machine) rekeyIKEResponse(msg *message) {
+	t, n := m.task, m.task.ike
+	if x := msg.notify(wire.InvalidKEPayload); x != nil && len(x.Data) == 2 {
+		method := binary.BigEndian.Uint16(x.Data)
+		if n.methods++; n.methods <= maxSteers && method != t.half.Method && offers(m.peer.Proposals, method) {
+			m.generate(method)
+			return
+		}
+	}
+	if x := msg.refusal(); x != nil {
+		if x.Message == wire.TemporaryFailure && t.crossIKE == nil && m.postpone() {
+			return
+		}
+		m.task = t
+		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, x.Message.String(), "the peer refused to rekey the IKE SA with "+x.Message.String(), "look at the peer's log"))
+		return
+	}
+	c, err := accept(m.peer.Proposals, msg.sa, 8)
+	if err == nil && (msg.ke == nil || msg.ke.Method != t.half.Method || c.suite.KE.ID != t.half.Method) {
+		err = fmt.Errorf("the response's key exchange is not the one asked for")
+	}
+	if err == nil && binary.BigEndian.Uint64(c.proposal.SPI) == 0 {
+		err = fmt.Errorf("the peer's new IKE SPI is zero")
+	}
+	if err != nil {
+		// The peer has an IKE SA that we do not: start over.
+		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, wire.NoProposalChosen.String(), err.Error(), "report this to the maker of the peer's IKE implementation"))
+		m.terminate(wire.NoProposalChosen.String())
+		return
+	}
+	n.choice, n.nr, n.peerSPI = c, msg.nonce.Data, binary.BigEndian.Uint64(c.proposal.SPI)
+	m.finish(msg.ke.Data)
+}
+
+// rekeyIKEShared makes the new machine, as the initiator.
+func (m *Machine) rekeyIKEShared(shared ipsec.Secret, err error) {
+	t, n := m.task, m.task.ike
+	var next *Machine
+	if err == nil {
+		next, err = m.successor(true, n, shared)
+	}
+	if err != nil {
+		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, WhyUnsupported, err.Error(), "look at the peer's log"))
+		m.terminate(WhyUnsupported)
+		return
+	}
+	t.half.wipe()
+	m.task = nil
+	x := t.crossIKE
+	if x == nil {
+		m.handOver(next, true)
+		return
+	}
+	// Both ends have rekeyed (RFC 7296 §2.8.2): the IKE SA with the lowest nonce
+	// is closed by the end that made it, the other one inherits.
+	if lower(n.ni, n.nr, x.ni, x.nr) {
+		next.queue = []task{{kind: taskDeleteIKE, why: "redundant"}}
+		m.emit(ike.Spawn{Machine: next})
+		m.handOver(x.machine, false)
+		return
+	}
+	x.machine.state, x.machine.endAt = stateReplaced, m.now.Add(replacedTime)
+	m.emit(ike.Spawn{Machine: x.machine})
+	m.handOver(next, true)
+}
+
+// rekeyIKERequest is the responder's side.
+func (m *Machine) rekeyIKERequest(msg *message) {
+	if m.refusesIKE() {
+		m.refuse(wire.TemporaryFailure)
+		return
+	}
+	c, ok := choose(m.peer.Proposals, msg.sa, 8, ipsec.KENone)
+	if !ok {
+		f := m.failure(wire.CreateChildSA, wire.NoProposalChosen.String(), "none of the peer's IKE proposals is ours", "")
+		m.emit(ike.Failed{Failure: compare(f, m.peer.Proposals, msg.sa)})
+		m.refuse(wire.NoProposalChosen)
+		return
+	}
+	if msg.ke == nil || msg.ke.Method != c.suite.KE.ID {
+		m.refuse(wire.InvalidKEPayload, octets16(c.suite.KE.ID)...)
+		return
+	}
+	n := &ikeNegotiation{spi: m.newSPI(), peerSPI: binary.BigEndian.Uint64(c.proposal.SPI), ni: msg.nonce.Data, nr: m.random(32), choice: c}
+	if n.peerSPI == 0 {
+		m.refuse(wire.InvalidSyntax)
+		m.fail(m.failure(wire.CreateChildSA, wire.InvalidSyntax.String(), "the peer's new IKE SPI is zero", "report this to the maker of the peer's IKE implementation"))
+		return
+	}
+	m.serve.ike = n
+	m.respond(c.suite.KE.ID, msg.ke.Data)
+}
+
+func (m *Machine) answerRekeyIKE(a ike.KeyExchanged) {
+	n := m.serve.ike
+	var next *Machine
+	err := a.Err
+	if err == nil {
+		next, err = m.successor(false, n, a.Shared)
+	}
+	if err != nil {
+		m.refuse(wire.InvalidSyntax)
+		m.fail(m.failure(wire.CreateChildSA, wire.InvalidSyntax.String(), err.Error(), "report this to the maker of the peer's IKE implementation"))
+		return
+	}
+	n.choice.proposal.SPI = binary.BigEndian.AppendUint64(nil, n.spi)
+	m.reply(&wire.SA{Proposals: []wire.Proposal{n.choice.proposal}}, &wire.Nonce{Data: n.nr}, &wire.KE{Method: n.choice.suite.KE.ID, Data: a.Public})
+	if t := m.task; t != nil && t.kind == taskRekeyIKE {
+		n.machine = next
+		t.crossIKE = n
+		return
+	}
+	m.handOver(next, false)
+}
+
+// successor makes the machine of the new IKE SA, without CHILD SAs yet.
+func (m *Machine) successor(initiator bool, n *ikeNegotiation, shared ipsec.Secret) (*Machine, error) {
+	next := &Machine{
+		env: m.env, policy: m.policy, peer: m.peer, secret: m.secret, initiator: initiator,
+		spiI: n.spi, spiR: n.peerSPI, path: m.path, nat: m.nat, localID: m.localID, remoteID: m.remoteID,
+		created: m.now, now: m.now,
+	}
+	if !initiator {
+		next.spiI, next.spiR = n.peerSPI, n.spi
+	}
+	// RFC 7296 §2.18: with the PRF of the old IKE SA.
+	skeyseed := suite.RekeySKEYSEED(m.prf, m.keys.SKd, shared, n.ni, n.nr)
+	shared.Wipe()
+	if err := next.keyIKE(n.choice.suite, skeyseed, n.ni, n.nr); err != nil {
+		return nil, err
+	}
+	next.established()
+	return next, nil
+}
+
+// handOver gives the CHILD SAs, and what waits to be done with them, to the new
+// machine. closing says that the delete of the old IKE SA is ours to send.
+func (m *Machine) handOver(next *Machine, closing bool) {
+	next.children, next.drains = m.children, m.drains
+	for i := range m.queue {
+		switch m.queue[i].kind {
+		case taskNewChild, taskRekeyChild, taskDeleteChild, taskDeleteIKE:
+			next.queue = append(next.queue, m.queue[i])
+		}
+	}
+	m.children, m.drains, m.queue = nil, nil, nil
+	m.state, m.endAt = stateReplaced, m.now.Add(replacedTime)
+	m.emit(ike.Spawn{Machine: next})
+	if closing {
+		m.queue = []task{{kind: taskDeleteIKE, why: "rekeyed"}}
+	}
+}

@@ -1,0 +1,68 @@
+package ikev2
+
+import (
+	"bytes"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// Retransmission: 1, 2, 4, 8, 16, 16, 16 seconds with 10 % of jitter, about a
+// minute in all. RFC 7296 §2.4 asks for "at least a dozen times over a period of
+// at least several minutes" before a peer is given up; that is for operators
+// whose tunnels are rare. Here a fresh negotiation follows at once, and traffic
+// waits for it.
+const (
+	retransmitFirst = time.Second
+	retransmitMax   = 16 * time.Second
+	retransmitTries = 7
+	deleteTries     = 3 // nothing but tidiness is lost with a delete
+)
+
+// transmit sends the request of the current task and starts its timer.
+func (m *Machine) transmit(x wire.ExchangeType, id uint32, b []byte) {
+	t := m.task
+	t.phase, t.exchange, t.id, t.datagram, t.sent = phaseSent, x, id, b, 0
+	m.send()
+}
+
+// request seals payloads as the current task's request.
+func (m *Machine) request(x wire.ExchangeType, ps ...wire.Payload) {
+	id := m.window.next
+	m.window.next++
+	m.transmit(x, id, m.seal(x, id, false, ps))
+}
+
+func (m *Machine) send() {
+	t := m.task
+	wait := min(retransmitFirst<<t.sent, retransmitMax)
+	t.sent++
+	t.sendAt = m.now.Add(wait - wait/20 + m.below(wait/10))
+	m.emit(ike.Send{Path: m.path, Data: bytes.Clone(t.datagram)})
+}
+
+// retransmit is what the timer of the current task comes to.
+func (m *Machine) retransmit() {
+	t := m.task
+	tries := retransmitTries
+	if t.kind == taskDeleteIKE {
+		tries = deleteTries
+	}
+	if t.sent <= tries && t.refused == nil {
+		m.send()
+		return
+	}
+	switch {
+	case t.kind == taskDeleteIKE:
+		m.end(t.why)
+	case m.state == stateReplaced:
+		m.end("rekeyed")
+	case t.refused != nil:
+		m.fail(*t.refused)
+	default:
+		m.fail(m.failure(t.exchange, WhyTimeout,
+			"no answer from "+m.path.Remote.String()+" to the "+t.exchange.String()+" request after "+m.now.Sub(t.begun).Round(time.Second).String(),
+			"check that the peer runs, that UDP 500 and 4500 pass in both directions, and that the peer has this node as a peer"))
+	}
+}

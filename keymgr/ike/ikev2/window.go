@@ -1,0 +1,79 @@
+package ikev2
+
+import (
+	"bytes"
+
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// window is the state of both message windows (RFC 7296 §2.2, §2.3), each of
+// size 1, which is what the peer must assume of us as long as we do not send
+// SET_WINDOW_SIZE.
+type window struct {
+	next     uint32 // message ID of our next request
+	expected uint32 // message ID of the peer's next request
+	reply    []byte // our last response, for a request that is retransmitted
+}
+
+// serve is a request of the peer that is being answered.
+type serve struct {
+	id       uint32
+	exchange wire.ExchangeType
+	path     ike.Path // the response goes back where the request came from (RFC 7296 §2.11)
+	phase    phase
+	wait     uint64 // the effect whose answer it goes on with
+
+	auth    *authServe
+	child   *negotiation
+	ike     *ikeNegotiation
+	deleted []*child // informational.go: what the peer has closed
+}
+
+// outOfWindow is why a message ID cannot be dealt with, "" when it can.
+func (m *Machine) outOfWindow(h wire.Header) string {
+	w := &m.window
+	if h.Response() {
+		if m.task == nil || m.task.phase != phaseSent || h.MessageID != m.task.id || h.Exchange != m.task.exchange {
+			return WhyNoRequest
+		}
+		return ""
+	}
+	switch {
+	case h.MessageID == w.expected && m.serve != nil:
+		return WhyBusy
+	case h.MessageID == w.expected:
+		return ""
+	case h.MessageID == w.expected-1 && w.reply != nil:
+		return "" // maybe a retransmission: replay decides after the integrity check
+	case h.MessageID < w.expected:
+		return WhyReplayed
+	}
+	return WhyOutOfWindow
+}
+
+// replay answers a retransmitted request with the response it had: the peer
+// "MUST" get it again, bit by bit (RFC 7296 §2.1).
+func (m *Machine) replay(h wire.Header, ev ike.Datagram) bool {
+	if h.Response() || h.MessageID == m.window.expected {
+		return false
+	}
+	m.drop(WhyRetransmitted)
+	m.emit(ike.Send{Path: ev.Path, Data: bytes.Clone(m.window.reply)})
+	return true
+}
+
+// reply answers the request that is being served, and keeps the answer.
+func (m *Machine) reply(ps ...wire.Payload) {
+	s := m.serve
+	m.serve = nil
+	b := m.seal(s.exchange, s.id, true, ps)
+	m.window.expected = s.id + 1
+	m.window.reply = b
+	m.emit(ike.Send{Path: s.path, Data: bytes.Clone(b)})
+}
+
+// refuse answers with an error notify.
+func (m *Machine) refuse(t wire.NotifyType, data ...byte) {
+	m.reply(&wire.Notify{Message: t, Data: data})
+}
