@@ -92,8 +92,11 @@ func quote(s string) string {
 
 // suggest ends a message about an unknown name with the nearest known one.
 func suggest(got string, known []string) string {
-	best, bestDistance := "", len(got)/3+1
+	best, bestDistance := "", min(len(got)/3+1, len(got)-1)
 	for _, k := range known {
+		if len(got) >= 3 && (strings.HasPrefix(k, got) || strings.HasPrefix(got, k)) {
+			return fmt.Sprintf("; did you mean %q?", k)
+		}
 		if d := distance(got, k, bestDistance); d < bestDistance || d == bestDistance && (best == "" || k < best) {
 			best, bestDistance = k, d
 		}

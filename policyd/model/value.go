@@ -42,6 +42,7 @@ func (v value) refuse(instead string) {
 }
 
 func (v value) got() string {
+	empty := len(v.node.Content) == 0
 	switch v.node.Kind {
 	case yaml.ScalarNode:
 		if v.node.Tag == "!!null" {
@@ -49,8 +50,14 @@ func (v value) got() string {
 		}
 		return quote(v.node.Value)
 	case yaml.SequenceNode:
+		if empty {
+			return "an empty list"
+		}
 		return "a list"
 	case yaml.MappingNode:
+		if empty {
+			return "an empty mapping"
+		}
 		return "a mapping"
 	case yaml.AliasNode:
 		return "a YAML alias (write the value out instead)"
