@@ -1,0 +1,194 @@
+package sadb
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
+)
+
+// Node is the record of one node.
+type Node struct {
+	base        ipsec.SAID // IDs below are an earlier key manager's
+	incarnation uint64
+	sas         map[ipsec.SAID]*entry
+	orphans     map[ipsec.SAID]push.Held
+	spis        map[ipsec.SPI]ipsec.SAID // inbound, orphans included
+	installed   int
+}
+
+// entry is one desired SA.
+type entry struct {
+	sa        ipsec.SA
+	since     time.Time // when it was first desired
+	pending   int       // Puts that are not settled
+	installed bool      // the worker has this state of it
+
+	next uint64 // outbound: end of the last lease granted; 0 before the first
+	from uint64 // outbound: first number of the worker's present run of leases
+	used uint64 // outbound: highest number reported used
+	top  uint64 // inbound: last reported top of the replay window
+
+	count counters
+}
+
+// New returns an empty record. IDs from base on are this key manager's own: an
+// SA with such an ID that a worker has and that is not desired was removed.
+func New(base ipsec.SAID) *Node {
+	return &Node{
+		base:    base,
+		sas:     make(map[ipsec.SAID]*entry),
+		orphans: make(map[ipsec.SAID]push.Held),
+		spis:    make(map[ipsec.SPI]ipsec.SAID),
+	}
+}
+
+// Put makes an SA desired, or replaces it, and returns the operation that
+// installs it, with a fresh lease when it is an outbound one. Each Put is
+// settled by one Settle.
+func (n *Node) Put(now time.Time, sa ipsec.SA) (push.Install, error) {
+	if sa.Direction == ipsec.Inbound {
+		if id, ok := n.spis[sa.SPI]; ok && id != sa.ID {
+			return push.Install{}, fmt.Errorf("inbound SPI %s of %s is in use by %s", sa.SPI, sa.ID, id)
+		}
+	}
+	e := n.sas[sa.ID]
+	if e == nil {
+		e = &entry{since: now}
+	}
+	old := e.sa
+	e.sa = sa
+	if sa.Direction == ipsec.Outbound {
+		l, err := e.lease()
+		if err != nil {
+			e.sa = old
+			return push.Install{}, fmt.Errorf("install %s: %w", sa.ID, err)
+		}
+		e.from = l.First
+		sa.Lease = l
+	}
+	if n.sas[sa.ID] == nil {
+		n.sas[sa.ID] = e
+	} else if old.Direction == ipsec.Inbound && old.SPI != sa.SPI {
+		delete(n.spis, old.SPI)
+	}
+	if sa.Direction == ipsec.Inbound {
+		n.spis[sa.SPI] = sa.ID
+	}
+	e.pending++
+	n.setInstalled(e, false)
+	return push.Install{SA: sa}, nil
+}
+
+// Again returns a fresh operation for an SA whose Put is not settled, because
+// the link that carried the first one is gone.
+func (n *Node) Again(now time.Time, id ipsec.SAID) (push.Install, error) {
+	e := n.sas[id]
+	if e == nil {
+		return push.Install{}, fmt.Errorf("%s was removed before it was installed", id)
+	}
+	return e.reinstall(now)
+}
+
+// Settle says what became of a Put.
+func (n *Node) Settle(id ipsec.SAID, ok bool) {
+	if e := n.sas[id]; e != nil {
+		e.pending = max(e.pending-1, 0)
+		n.setInstalled(e, ok && e.pending == 0)
+	}
+}
+
+// Reinstalled says that an operation of a Plan was acknowledged.
+func (n *Node) Reinstalled(id ipsec.SAID) {
+	if e := n.sas[id]; e != nil && e.pending == 0 {
+		n.setInstalled(e, true)
+	}
+}
+
+func (n *Node) setInstalled(e *entry, ok bool) {
+	switch {
+	case ok && !e.installed:
+		n.installed++
+	case !ok && e.installed:
+		n.installed--
+	}
+	e.installed = ok
+}
+
+// Delete makes an SA, or an orphan, undesired and reports whether it was known.
+func (n *Node) Delete(id ipsec.SAID) (push.Remove, bool) {
+	if h, ok := n.orphans[id]; ok {
+		delete(n.orphans, id)
+		n.freeSPI(h.Direction, h.SPI, id)
+		return push.Remove{ID: id}, true
+	}
+	e := n.sas[id]
+	if e == nil {
+		return push.Remove{}, false
+	}
+	n.setInstalled(e, false)
+	delete(n.sas, id)
+	n.freeSPI(e.sa.Direction, e.sa.SPI, id)
+	return push.Remove{ID: id}, true
+}
+
+func (n *Node) freeSPI(d ipsec.Direction, spi ipsec.SPI, id ipsec.SAID) {
+	if d == ipsec.Inbound && n.spis[spi] == id {
+		delete(n.spis, spi)
+	}
+}
+
+// SA returns a desired SA without its keys.
+func (n *Node) SA(id ipsec.SAID) (ipsec.SA, bool) {
+	e := n.sas[id]
+	if e == nil {
+		return ipsec.SA{}, false
+	}
+	sa := e.sa
+	sa.EncrKey, sa.IntegKey = ipsec.Secret{}, ipsec.Secret{}
+	return sa, true
+}
+
+// SPIFree reports whether an inbound SPI may be allocated.
+func (n *Node) SPIFree(spi ipsec.SPI) bool {
+	_, used := n.spis[spi]
+	return spi >= ipsec.FirstSPI && !used
+}
+
+// Desired and Installed count SAs; Orphans those of an earlier key manager.
+func (n *Node) Desired() int   { return len(n.sas) }
+func (n *Node) Installed() int { return n.installed }
+func (n *Node) Orphans() int   { return len(n.orphans) }
+
+// Abandon turns a desired SA whose IKE SA is lost into an orphan: it goes on
+// working until OrphansOf its rule are deleted.
+func (n *Node) Abandon(id ipsec.SAID) {
+	e := n.sas[id]
+	if e == nil {
+		return
+	}
+	n.setInstalled(e, false)
+	delete(n.sas, id)
+	n.orphans[id] = push.Held{ID: id, SPI: e.sa.SPI, Direction: e.sa.Direction, Rule: e.sa.Rule, Child: e.sa.Child, Top: max(e.top, e.used), LeaseLast: e.next}
+}
+
+// OrphansOf lists the orphans of a rule.
+func (n *Node) OrphansOf(rule string) []ipsec.SAID {
+	var ids []ipsec.SAID
+	for id, h := range n.orphans {
+		if h.Rule == rule {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// OrphanRules lists the rules that orphans serve.
+func (n *Node) OrphanRules() map[string]bool {
+	rules := make(map[string]bool)
+	for _, h := range n.orphans {
+		rules[h.Rule] = true
+	}
+	return rules
+}

@@ -1,0 +1,124 @@
+package sadb
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
+)
+
+// Plan is how a worker that said hello is brought in line.
+type Plan struct {
+	// Ops: inbound installs, outbound installs, removals. Reinstalled is to be
+	// called for each install that is acknowledged.
+	Ops []push.Op
+	// Rekey are SAs to replace soon: the worker lost them, so how many packets
+	// they carried since the last report is not known.
+	Rekey []ipsec.SAID
+	// Stuck are outbound SAs that cannot be installed again because no lease is
+	// left: they carry nothing until they are rekeyed.
+	Stuck []ipsec.SAID
+}
+
+// Attach compares what a worker holds with what it should. SAs whose Put is not
+// settled are left to Again.
+func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) Plan {
+	restarted := n.incarnation != 0 && n.incarnation != incarnation
+	n.incarnation = incarnation
+	held := make(map[ipsec.SAID]bool, len(inventory))
+	var p Plan
+	var in, out, remove []push.Op
+	for _, h := range inventory {
+		held[h.ID] = true
+		e := n.sas[h.ID]
+		switch {
+		case e != nil && e.sa.Direction == ipsec.Inbound:
+			e.top = max(e.top, h.Top)
+		case e != nil:
+			e.use(h.Top)
+		case h.ID < n.base || n.orphans[h.ID].ID != 0:
+			n.orphans[h.ID] = h
+			if h.Direction == ipsec.Inbound {
+				n.spis[h.SPI] = h.ID
+			}
+		default:
+			remove = append(remove, push.Remove{ID: h.ID})
+		}
+	}
+	for id, h := range n.orphans {
+		if !held[id] {
+			delete(n.orphans, id)
+			n.freeSPI(h.Direction, h.SPI, id)
+		}
+	}
+	for id, e := range n.sas {
+		// A new incarnation does not know how far the old one got in a lease,
+		// even if the kernel kept the SA for it.
+		lost := !held[id] || restarted && e.sa.Direction == ipsec.Outbound
+		if lost {
+			e.count.restart()
+		}
+		if e.pending != 0 || e.installed && !lost {
+			continue
+		}
+		if lost && e.installed {
+			p.Rekey = append(p.Rekey, id)
+		}
+		n.setInstalled(e, false)
+		op, err := e.reinstall(now)
+		switch {
+		case err != nil:
+			p.Stuck = append(p.Stuck, id)
+		case e.sa.Direction == ipsec.Inbound:
+			in = append(in, op)
+		default:
+			out = append(out, op)
+		}
+	}
+	byID := func(a, b push.Op) int { return cmp.Compare(a.(push.Install).SA.ID, b.(push.Install).SA.ID) }
+	slices.SortFunc(in, byID)
+	slices.SortFunc(out, byID)
+	p.Ops = slices.Concat(in, out, remove)
+	return p
+}
+
+// reinstall makes an operation for an SA that a worker may have had before: a
+// lease past all others, the replay window's last known top as floor, and what
+// is left of its lifetime.
+func (e *entry) reinstall(now time.Time) (push.Install, error) {
+	sa := e.sa
+	if sa.Direction == ipsec.Outbound {
+		l, err := e.lease()
+		if err != nil {
+			return push.Install{}, err
+		}
+		e.from = l.First
+		sa.Lease = l
+	} else {
+		sa.ReplayFloor = max(sa.ReplayFloor, e.top)
+	}
+	total := e.count.total()
+	sa.Lifetime.Bytes = left(sa.Lifetime.Bytes, total.Bytes)
+	sa.Lifetime.Packets = left(sa.Lifetime.Packets, total.Packets)
+	age := uint64(max(now.Sub(e.since), 0))
+	t := left(ipsec.Limit{Soft: uint64(sa.Lifetime.TimeSoft), Hard: uint64(sa.Lifetime.TimeHard)}, age)
+	sa.Lifetime.TimeSoft, sa.Lifetime.TimeHard = time.Duration(t.Soft), time.Duration(t.Hard)
+	return push.Install{SA: sa}, nil
+}
+
+// left is what remains of a limit; 0 means none, so a limit that was passed
+// becomes 1, which is met at once and reported again.
+func left(l ipsec.Limit, spent uint64) ipsec.Limit {
+	sub := func(v uint64) uint64 {
+		switch {
+		case v == 0:
+			return 0
+		case v <= spent:
+			return 1
+		}
+		return v - spent
+	}
+	return ipsec.Limit{Soft: sub(l.Soft), Hard: sub(l.Hard)}
+}
