@@ -5,32 +5,45 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
 	"github.com/testudo-ipsec/testudo/services/internal/config"
 )
 
 type options struct {
-	Listen  []string   `koanf:"listen" help:"addresses to serve on: unix:///path or host:port"`
-	Policyd string     `koanf:"policyd" help:"address of policyd: unix:///path or host:port"`
-	Metrics string     `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
-	TLS     config.TLS `koanf:"tls"`
-	Secrets secrets    `koanf:"secrets"`
-	Vault   vault      `koanf:"vault"`
-	Log     config.Log `koanf:"log"`
+	Listen  []string     `koanf:"listen" help:"addresses to serve on: unix:///path or host:port"`
+	Policyd string       `koanf:"policyd" help:"address of policyd: unix:///path or host:port"`
+	Metrics string       `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
+	TLS     config.TLS   `koanf:"tls"`
+	Secrets secrets      `koanf:"secrets"`
+	Vault   vaultOptions `koanf:"vault"`
+	Log     config.Log   `koanf:"log"`
 }
 
 type secrets struct {
-	Dir      string        `koanf:"dir" help:"folder of preshared keys for file: references; empty for none"`
-	MaxStale time.Duration `koanf:"max-stale" help:"how long a secret is used while its store is away"`
+	Dir string `koanf:"dir" help:"folder of preshared keys for file: references; empty for none"`
 }
 
-type vault struct {
-	Address    string `koanf:"address" help:"URL of Vault for vault: references; empty for none"`
-	CA         string `koanf:"ca" help:"PEM file with Vault's certificate authorities; empty for the system's"`
-	Namespace  string `koanf:"namespace" help:"Vault namespace; empty for none"`
-	TokenFile  string `koanf:"token-file" help:"file with a Vault token; read again when it changes"`
-	RoleIDFile string `koanf:"role-id-file" help:"file with an AppRole role ID, instead of a token"`
-	SecretFile string `koanf:"secret-id-file" help:"file with the AppRole secret ID"`
-	AppRole    string `koanf:"approle-mount" help:"mount of the AppRole method"`
+type vaultOptions struct {
+	Address   string        `koanf:"address" help:"URL of Vault for vault: references; empty for none"`
+	CA        string        `koanf:"ca" help:"PEM file with Vault's certificate authorities; empty for the system's"`
+	Namespace string        `koanf:"namespace" help:"Vault namespace; empty for none"`
+	MaxStale  time.Duration `koanf:"max-stale" help:"how long a secret is used while Vault is away"`
+	TokenFile string        `koanf:"token-file" help:"log in with the token in this file; read again when it changes"`
+	AppRole   appRole       `koanf:"approle"`
+	Cert      certLogin     `koanf:"cert"`
+}
+
+type appRole struct {
+	RoleID       string `koanf:"role-id" help:"log in with this AppRole"`
+	SecretIDFile string `koanf:"secret-id-file" help:"file with the AppRole's secret ID"`
+	Mount        string `koanf:"mount" help:"mount of the AppRole method"`
+}
+
+type certLogin struct {
+	File  string `koanf:"file" help:"log in with the client certificate in this PEM file"`
+	Key   string `koanf:"key" help:"PEM file with its private key"`
+	Role  string `koanf:"role" help:"role to ask for; empty: Vault chooses"`
+	Mount string `koanf:"mount" help:"mount of the certificate method"`
 }
 
 func defaults() *options {
@@ -38,8 +51,8 @@ func defaults() *options {
 		Listen:  []string{"unix:///run/testudo/keymgrd.sock"},
 		Policyd: "unix:///run/testudo/policyd.sock",
 		Metrics: "127.0.0.1:7412",
-		Secrets: secrets{Dir: "/etc/testudo/secrets", MaxStale: 24 * time.Hour},
-		Vault:   vault{AppRole: "approle"},
+		Secrets: secrets{Dir: "/etc/testudo/secrets"},
+		Vault:   vaultOptions{MaxStale: 24 * time.Hour, AppRole: appRole{Mount: "approle"}, Cert: certLogin{Mount: "cert"}},
 		Log:     config.DefaultLog,
 	}
 }
@@ -62,15 +75,33 @@ func (o *options) Validate() error {
 	if o.Secrets.Dir == "" && o.Vault.Address == "" {
 		errs = append(errs, errors.New("secrets.dir and vault.address: neither is set, so no peer could be authenticated; set one"))
 	}
-	if o.Secrets.MaxStale <= 0 {
-		errs = append(errs, fmt.Errorf("secrets.max-stale: got %s, want more than 0", o.Secrets.MaxStale))
-	}
-	v := o.Vault
-	if v.Address != "" && (v.TokenFile == "") == (v.RoleIDFile == "") {
-		errs = append(errs, errors.New("vault: want exactly one of token-file and role-id-file"))
-	}
-	if v.RoleIDFile != "" && v.SecretFile == "" {
-		errs = append(errs, errors.New("vault.secret-id-file: not set, but role-id-file needs it"))
+	if o.Vault.Address != "" {
+		if _, err := vaultConfig(o.Vault); err != nil {
+			errs = append(errs, err)
+		}
+		if o.Vault.MaxStale <= 0 {
+			errs = append(errs, fmt.Errorf("vault.max-stale: got %s, want more than 0", o.Vault.MaxStale))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// vaultConfig translates the options and checks them without asking Vault.
+func vaultConfig(v vaultOptions) (vault.Config, error) {
+	c := vault.Config{Address: v.Address, CAFile: v.CA, Namespace: v.Namespace}
+	var ways []vault.Auth
+	if v.TokenFile != "" {
+		ways = append(ways, vault.TokenFile{Path: v.TokenFile})
+	}
+	if v.AppRole.RoleID != "" {
+		ways = append(ways, vault.AppRole{Mount: v.AppRole.Mount, RoleID: v.AppRole.RoleID, SecretIDFile: v.AppRole.SecretIDFile})
+	}
+	if v.Cert.File != "" {
+		ways = append(ways, vault.Cert{Mount: v.Cert.Mount, Role: v.Cert.Role, CertFile: v.Cert.File, KeyFile: v.Cert.Key})
+	}
+	if len(ways) != 1 {
+		return c, fmt.Errorf("vault: got %d ways to log in, want exactly one of token-file, approle.role-id and cert.file", len(ways))
+	}
+	c.Auth = ways[0]
+	return c, c.Check()
 }

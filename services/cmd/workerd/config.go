@@ -10,17 +10,19 @@ import (
 )
 
 type options struct {
-	Node     string        `koanf:"node" help:"this node's name in policy; default: the host name"`
-	Policyd  string        `koanf:"policyd" help:"address of policyd: unix:///path or host:port"`
-	Keymgrd  string        `koanf:"keymgrd" help:"address of keymgrd: unix:///path or host:port"`
-	Admin    string        `koanf:"admin" help:"unix socket for operators: unix:///path"`
-	State    string        `koanf:"state" help:"folder for the last-known-good policy"`
-	Metrics  string        `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
-	Device   string        `koanf:"device" help:"name of the TUN device"`
-	Report   time.Duration `koanf:"report" help:"time between counter reports to the key manager"`
-	FailOpen bool          `koanf:"fail-open" help:"after a crash let protected traffic go in clear until the next start; default: it stays blocked"`
-	TLS      config.TLS    `koanf:"tls"`
-	Log      config.Log    `koanf:"log"`
+	Node       string        `koanf:"node" help:"this node's name in policy; default: the host name"`
+	Policyd    string        `koanf:"policyd" help:"address of policyd: unix:///path or host:port"`
+	Keymgrd    string        `koanf:"keymgrd" help:"address of keymgrd: unix:///path or host:port"`
+	Admin      string        `koanf:"admin" help:"unix socket for operators: unix:///path"`
+	State      string        `koanf:"state" help:"folder for the last-known-good policy"`
+	Metrics    string        `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
+	Device     string        `koanf:"device" help:"name of the TUN device"`
+	Report     time.Duration `koanf:"report" help:"time between counter reports to the key manager"`
+	Queues     int           `koanf:"queues" help:"queues of the TUN device"`
+	MTU        int           `koanf:"mtu" help:"MTU of the network below; 0: as its interfaces say"`
+	FailClosed bool          `koanf:"fail-closed" help:"after a clean stop too, what policy protects stays blocked until the next start or cleanup; after a crash it always does"`
+	TLS        config.TLS    `koanf:"tls"`
+	Log        config.Log    `koanf:"log"`
 }
 
 func defaults(hostname string) *options {
@@ -32,6 +34,7 @@ func defaults(hostname string) *options {
 		State:   "/var/lib/testudo/workerd",
 		Metrics: "127.0.0.1:7413",
 		Device:  "tst0",
+		Queues:  1,
 		Report:  time.Second,
 		Log:     config.DefaultLog,
 	}
@@ -67,6 +70,12 @@ func (o *options) Validate() error {
 	}
 	if o.Report < 100*time.Millisecond || o.Report > time.Minute {
 		errs = append(errs, fmt.Errorf("report: got %s, want 100ms to 1m", o.Report))
+	}
+	if o.Queues < 1 || o.Queues > 256 {
+		errs = append(errs, fmt.Errorf("queues: got %d, want 1 to 256", o.Queues))
+	}
+	if o.MTU != 0 && (o.MTU < 1280 || o.MTU > 65535) {
+		errs = append(errs, fmt.Errorf("mtu: got %d, want 0 or 1280 to 65535", o.MTU))
 	}
 	return errors.Join(errs...)
 }

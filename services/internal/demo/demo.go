@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,6 +205,9 @@ func (d *demo) daemons(ctx context.Context) error {
 	if err := d.start("policyd", "", "policyd", "--listen", d.socket("policyd"), "--data", filepath.Join(d.dir, "policyd"), "--metrics", ""); err != nil {
 		return err
 	}
+	if err := d.answers(ctx, d.socket("policyd")); err != nil {
+		return err
+	}
 	if err := d.start("keymgrd", "", "keymgrd", "--listen", d.socket("keymgrd"), "--policyd", d.socket("policyd"), "--secrets.dir", filepath.Join(d.dir, "secrets"), "--metrics", ""); err != nil {
 		return err
 	}
@@ -218,6 +222,25 @@ func (d *demo) daemons(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// answers waits until a daemon accepts connections.
+func (d *demo) answers(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := net.Dial("unix", strings.TrimPrefix(socket, "unix://"))
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer: %w", socket, err)
+		case <-tick.C:
+		}
+	}
 }
 
 // start starts a daemon, in a host's namespace when netns is set.

@@ -3,8 +3,10 @@ package rpc
 import (
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 
@@ -76,6 +78,23 @@ func callerOfCert(cert *x509.Certificate) (Caller, error) {
 		}
 	}
 	return Caller{}, status.Errorf(codes.Unauthenticated, "certificate %q has no URI SAN of the form testudo://<role>/<name>", cert.Subject.CommonName)
+}
+
+// CallerOfFile is the identity in a PEM file's first certificate.
+func CallerOfFile(path string) (Caller, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Caller{}, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return Caller{}, fmt.Errorf("%s holds no PEM certificate", path)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return Caller{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return callerOfCert(cert)
 }
 
 // localInfo is the identity behind a unix socket.

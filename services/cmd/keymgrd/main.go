@@ -1,0 +1,130 @@
+// Command keymgrd owns keys: it speaks IKE through the workers, takes preshared
+// keys from Vault or files, and pushes SAs to the workers.
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
+	"github.com/testudo-ipsec/testudo/keymgr/cred/static"
+	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
+	keymgrv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1"
+	"github.com/testudo-ipsec/testudo/services/internal/daemon"
+	"github.com/testudo-ipsec/testudo/services/internal/feedclient"
+	"github.com/testudo-ipsec/testudo/services/internal/keymgrapi"
+	"github.com/testudo-ipsec/testudo/services/internal/linkserver"
+	"github.com/testudo-ipsec/testudo/services/internal/obs"
+	"github.com/testudo-ipsec/testudo/services/internal/rpc"
+)
+
+func main() {
+	o := defaults()
+	daemon.Execute((&daemon.Daemon{
+		Name:  "keymgrd",
+		Short: "Negotiate keys with IKE and push SAs to workers",
+		Long: `keymgrd owns keys. It learns from policyd who talks to whom and how, takes
+preshared keys from Vault or from files, speaks IKE with every peer through the
+workers, and pushes the resulting SAs to them. When it is down the workers go on
+with the SAs they have.
+
+It serves WorkerLink to workers and KeyManagerService to operators, on unix
+sockets (root or the same user) or over mutual TLS.`,
+		Config: o,
+		Run:    func(ctx context.Context, log *slog.Logger) error { return run(ctx, log, o) },
+	}).Command())
+}
+
+func run(ctx context.Context, log *slog.Logger, o *options) error {
+	reg := obs.Registry()
+	secrets, background, err := openSecrets(log, o, reg)
+	if err != nil {
+		return err
+	}
+	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: secrets, Log: log})
+	if err != nil {
+		return err
+	}
+	defer eng.Close()
+	conn, err := rpc.Dial(o.Policyd, rpc.RolePolicyd, o.TLS)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	name, err := subscriber(o)
+	if err != nil {
+		return err
+	}
+	feed := &feedclient.Client{
+		Conn: conn, Subscriber: name, Role: "keymgr", Log: log,
+		Use: func(_ context.Context, node string, p *ipsec.NodePolicy) error {
+			eng.SetPolicy(node, p)
+			return nil
+		},
+	}
+	server, err := rpc.Listen(log, o.Listen, o.TLS, rpc.KeymgrdAllow, func(r grpc.ServiceRegistrar) {
+		keymgrv1.RegisterWorkerLinkServer(r, &linkserver.Server{Engine: eng, Log: log})
+		keymgrv1.RegisterKeyManagerServiceServer(r, &keymgrapi.Server{Engine: eng})
+	})
+	if err != nil {
+		return err
+	}
+	log.Info("keymgrd serves", "addresses", server.Addresses(), "version", daemon.Version)
+	reg.MustRegister(obs.KeyManager{Engine: eng})
+	healthy := func() error {
+		if !feed.Connected() {
+			return errors.New("policyd is away; the policy in force stays")
+		}
+		return nil
+	}
+	return daemon.RunAll(ctx, append(background, feed.Run, server.Run,
+		func(ctx context.Context) error { return obs.ServeHTTP(ctx, o.Metrics, reg, healthy) })...)
+}
+
+// subscriber is the name in policyd's status: the certificate's, or the host's.
+func subscriber(o *options) (string, error) {
+	if o.TLS.Cert != "" {
+		c, err := rpc.CallerOfFile(o.TLS.Cert)
+		return c.Name, err
+	}
+	return os.Hostname()
+}
+
+// openSecrets makes the stores that are configured, behind one look-up.
+func openSecrets(log *slog.Logger, o *options, reg *prometheus.Registry) (cred.PSKs, []func(context.Context) error, error) {
+	router := cred.Router{}
+	var background []func(context.Context) error
+	if o.Secrets.Dir != "" {
+		files, err := static.Open(o.Secrets.Dir)
+		if err != nil {
+			return nil, nil, err
+		}
+		router[cred.SchemeFile] = files
+	}
+	if o.Vault.Address != "" {
+		c, err := vaultConfig(o.Vault)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.Log = log
+		v, err := vault.New(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		cache := cred.NewCache(v, cred.CacheOptions{MaxStale: o.Vault.MaxStale, Log: log})
+		router[cred.SchemeVault] = cache
+		reg.MustRegister(obs.Vault{Client: v, Cache: cache})
+		background = append(background,
+			func(ctx context.Context) error { v.Run(ctx); return nil },
+			func(ctx context.Context) error { cache.Run(ctx); return nil })
+	}
+	return router, background, nil
+}

@@ -1,0 +1,58 @@
+package obs
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
+	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
+)
+
+// Vault exports the counters of the Vault client and of the cache before it.
+type Vault struct {
+	Client *vault.Vault
+	Cache  *cred.Cache
+}
+
+var (
+	vaultRequests = prometheus.NewDesc("testudo_vault_requests_total", "Requests to Vault by what became of them; \"all\" counts every one.", []string{"result"}, nil)
+	vaultLogins   = prometheus.NewDesc("testudo_vault_logins_total", "Logins to Vault.", []string{"result"}, nil)
+	vaultBreaker  = prometheus.NewDesc("testudo_vault_breaker_open", "1 while Vault is not asked because it failed.", nil, nil)
+	vaultExpires  = prometheus.NewDesc("testudo_vault_token_expires_seconds", "Unix time at which the token ends; 0 when it does not.", nil, nil)
+	secretServes  = prometheus.NewDesc("testudo_secrets_served_total", "Secrets served: fresh, or stale because Vault was away.", []string{"state"}, nil)
+	secretsStale  = prometheus.NewDesc("testudo_secrets_stale", "Secrets in use whose last check failed.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (Vault) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{vaultRequests, vaultLogins, vaultBreaker, vaultExpires, secretServes, secretsStale} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (v Vault) Collect(ch chan<- prometheus.Metric) {
+	s, c := v.Client.Stats(), v.Cache.Stats()
+	count := func(d *prometheus.Desc, n uint64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
+	}
+	count(vaultRequests, s.Requests, "all")
+	count(vaultRequests, s.Failures, "failed")
+	count(vaultRequests, s.RateLimited, "rate-limited")
+	count(vaultRequests, s.Forbidden, "forbidden")
+	count(vaultRequests, s.Refused, "breaker")
+	count(vaultLogins, s.Logins, "ok")
+	count(vaultLogins, s.LoginFailures, "failed")
+	count(secretServes, c.Hits, "fresh")
+	count(secretServes, c.Stale, "stale")
+	open := 0.0
+	if s.BreakerOpen {
+		open = 1
+	}
+	ch <- prometheus.MustNewConstMetric(vaultBreaker, prometheus.GaugeValue, open)
+	expires := 0.0
+	if !s.TokenExpires.IsZero() {
+		expires = float64(s.TokenExpires.Unix())
+	}
+	ch <- prometheus.MustNewConstMetric(vaultExpires, prometheus.GaugeValue, expires)
+	ch <- prometheus.MustNewConstMetric(secretsStale, prometheus.GaugeValue, float64(c.StaleNow))
+}
