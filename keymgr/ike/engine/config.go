@@ -23,23 +23,18 @@ type Machines interface {
 
 // Secrets finds pre-shared keys. Calls are concurrent and may take long; ctx
 // carries Config.SecretTimeout.
-type Secrets interface {
+type Secrets interface { // cred.PSKs is one
 	// PSK returns the secrets behind a reference, best (newest) first.
 	PSK(ctx context.Context, ref string) ([]ipsec.Secret, error)
 }
 
-// KeyExchange performs a slow key exchange, as ike.NeedKE describes. Calls are
-// concurrent.
-type KeyExchange func(rand io.Reader, need ike.NeedKE) ike.KeyExchanged
-
 // Config is what an engine needs and its bounds. Zero bounds take the default
 // written behind them.
 type Config struct {
-	Machines    Machines
-	Secrets     Secrets
-	KeyExchange KeyExchange
-	Rand        io.Reader    // crypto/rand
-	Log         *slog.Logger // discard
+	Machines Machines
+	Secrets  Secrets
+	Rand     io.Reader    // crypto/rand; must be safe for concurrent use
+	Log      *slog.Logger // discard
 
 	Shards        int           // GOMAXPROCS
 	Inbox         int           // datagrams waiting per shard: 4096
@@ -59,8 +54,4 @@ type Config struct {
 	Drain    time.Duration // a replaced SA goes on working this long: 30 s
 	Jitter   time.Duration // spread of negotiations after a restart: 30 s
 	Detached time.Duration // how long installs wait for a worker that went away: 10 s
-}
-
-func (c Config) withDefaults() Config {
-	return c
 }

@@ -1,12 +1,21 @@
 package engine
 
 import (
-	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/bits"
+	mrand "math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
-	"github.com/testudo-ipsec/testudo/keymgr/push"
 )
 
 // ErrClosed: the engine was closed.
@@ -14,66 +23,201 @@ var ErrClosed = errors.New("engine is closed")
 
 // Engine runs the IKE machines of all nodes. Its methods may be called from
 // any goroutine.
-type Engine struct{ cfg Config }
+type Engine struct {
+	cfg     Config
+	shards  []*shard
+	next    atomic.Uint32 // round robin over shards
+	ids     atomic.Uint64
+	firstID ipsec.SAID
 
-// New starts an engine.
-func New(cfg Config) *Engine { return &Engine{cfg: cfg.withDefaults()} }
+	index    index
+	half     halfOpen
+	cookies  cookies
+	secrets  *pool
+	kes      *pool
+	watchers watchers
+	failures failures
+	stats    counters
+	panics   logLimit
+	unasked  replyLimit
 
-// Close stops the engine and its goroutines. It sends no deletes and removes
-// no SA: workers go on with what they have.
-func (e *Engine) Close() {}
-
-// SetPolicy replaces a node's policy; nil takes it away. Only machines whose
-// peer profile or rules changed hear of it.
-func (e *Engine) SetPolicy(node string, p *ipsec.NodePolicy) {}
-
-// Attach begins the session of a worker that said hello. A session of the same
-// node that is still open is closed. The link may be used before Attach returns.
-func (e *Engine) Attach(hello push.Hello, link push.Link) (*Session, error) { return nil, ErrClosed }
-
-// Session is one attached worker.
-type Session struct{}
-
-// Handle takes one report of the worker, in the order in which they came. It
-// does not block. One goroutine calls it.
-func (s *Session) Handle(r push.Report) {}
-
-// Close says that the worker's stream is gone. Its SAs stay desired.
-func (s *Session) Close() {}
-
-// List returns the IKE SAs that match, sorted by node, peer and age.
-func (e *Engine) List(ctx context.Context, f Filter) ([]IKESA, error) { return nil, ErrClosed }
-
-// Workers returns all workers seen, sorted by node.
-func (e *Engine) Workers() []Worker { return nil }
-
-// Initiate negotiates for a rule and waits for its CHILD SA; one that is up
-// already is returned at once. A failed negotiation is a *FailedError.
-func (e *Engine) Initiate(ctx context.Context, node, rule string) (ike.Child, error) {
-	return ike.Child{}, ErrClosed
+	mu     sync.RWMutex // guards nodes
+	nodes  map[string]*node
+	closed chan struct{}
+	close  sync.Once
+	group  sync.WaitGroup
 }
 
-// Rekey replaces the CHILD SA with f.Child, else the CHILD SAs of f.Rule, else
-// the IKE SAs that match. It returns how many were asked to; 0 is no error.
-func (e *Engine) Rekey(ctx context.Context, f Filter) (int, error) { return 0, ErrClosed }
-
-// Terminate closes what f selects, as Rekey selects.
-func (e *Engine) Terminate(ctx context.Context, f Filter, why string) (int, error) {
-	return 0, ErrClosed
+func (c Config) withDefaults() Config {
+	or := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	orTime := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	or(&c.Shards, runtime.GOMAXPROCS(0))
+	or(&c.Inbox, 4096)
+	or(&c.SecretWorkers, 32)
+	or(&c.PeerQueue, 64)
+	or(&c.PoolQueue, 16384)
+	or(&c.HalfOpenCookie, 512)
+	or(&c.HalfOpenMax, 32768)
+	or(&c.HalfOpenPrefixCookie, 64)
+	or(&c.HalfOpenPrefixMax, 1024)
+	orTime(&c.SecretTimeout, 5*time.Second)
+	orTime(&c.HalfOpenTimeout, time.Minute)
+	orTime(&c.RetryMin, time.Second)
+	orTime(&c.RetryMax, 5*time.Minute)
+	orTime(&c.Drain, 30*time.Second)
+	orTime(&c.Jitter, 30*time.Second)
+	orTime(&c.Detached, 10*time.Second)
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
 }
 
-// Watch returns events as they happen until ctx ends; then the channel is
-// closed. A subscriber that does not keep up loses events (Stats counts them).
-func (e *Engine) Watch(ctx context.Context) <-chan Event { return nil }
+// New starts an engine. Machines and Secrets must be set.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Machines == nil || cfg.Secrets == nil {
+		return nil, fmt.Errorf("engine: Machines and Secrets must both be set, got %t and %t", cfg.Machines != nil, cfg.Secrets != nil)
+	}
+	e := &Engine{cfg: cfg.withDefaults(), nodes: make(map[string]*node), closed: make(chan struct{})}
+	// SA IDs are never reused, over restarts too: counting on from the clock
+	// stays ahead as long as fewer than 10^9 are made in a second.
+	e.firstID = ipsec.SAID(time.Now().UnixNano())
+	e.ids.Store(uint64(e.firstID))
+	e.index.init()
+	e.half.init()
+	if err := e.cookies.init(e.cfg.Rand, time.Now()); err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	e.failures.init()
+	e.stats.init()
+	e.watchers.dropped = &e.stats.eventsDropped
+	e.secrets = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
+	e.kes = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
+	e.secrets.start(&e.group, e.cfg.SecretWorkers)
+	e.kes.start(&e.group, runtime.GOMAXPROCS(0))
+	for range e.cfg.Shards {
+		s := newShard(e)
+		e.shards = append(e.shards, s)
+		e.group.Go(s.run)
+	}
+	return e, nil
+}
 
-// Failures returns the latest failures, newest first, of a peer (profile name,
-// remote address or identity) and node; empty for all.
-func (e *Engine) Failures(node, peer string) []Failure { return nil }
+// Close stops the engine and its goroutines, and closes all links. It sends no
+// deletes and removes no SA: workers go on with what they have.
+func (e *Engine) Close() {
+	e.close.Do(func() {
+		close(e.closed)
+		e.secrets.close()
+		e.kes.close()
+		e.group.Wait()
+		for _, n := range e.allNodes() {
+			n.mu.Lock()
+			if s := n.session; s != nil {
+				n.session = nil
+				s.link.Close("key manager stops")
+			}
+			n.mu.Unlock()
+		}
+		e.watchers.close()
+	})
+}
 
-// Stats returns the counters.
-func (e *Engine) Stats() Stats { return Stats{} }
+func (e *Engine) isClosed() bool {
+	select {
+	case <-e.closed:
+		return true
+	default:
+		return false
+	}
+}
 
-// FailedError is a negotiation that came to nothing.
-type FailedError struct{ ike.Failure }
+// node returns a node's record, made at its first use.
+func (e *Engine) node(name string) *node {
+	if n := e.knownNode(name); n != nil {
+		return n
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := e.nodes[name]
+	if n == nil {
+		n = newNode(e, name)
+		e.nodes[name] = n
+	}
+	return n
+}
 
-func (e *FailedError) Error() string { return e.Why }
+func (e *Engine) knownNode(name string) *node {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.nodes[name]
+}
+
+func (e *Engine) allNodes() []*node {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	out := make([]*node, 0, len(e.nodes))
+	for _, n := range e.nodes {
+		out = append(out, n)
+	}
+	return out
+}
+
+// env is what a machine of the node takes from outside.
+func (e *Engine) env(n *node) ike.Env {
+	return ike.Env{
+		Rand:     e.cfg.Rand,
+		AllocSPI: func() ipsec.SPI { return n.allocSPI(e.cfg.Rand) },
+		NextID:   func() uint64 { return e.ids.Add(1) },
+	}
+}
+
+// allocSPI picks a random SPI that no SA of the node has. It is not reserved:
+// that two negotiations pick the same one before either is installed happens
+// once in 2^32, and the second install then fails.
+func (n *node) allocSPI(r io.Reader) ipsec.SPI {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var b [4]byte
+	for {
+		if _, err := io.ReadFull(r, b[:]); err != nil {
+			panic("no randomness: " + err.Error()) // ends this machine only
+		}
+		if spi := ipsec.SPI(binary.BigEndian.Uint32(b[:])); n.sadb.SPIFree(spi) {
+			return spi
+		}
+	}
+}
+
+// after runs fn once, d from now, unless the engine is closed by then.
+func (e *Engine) after(d time.Duration, fn func()) {
+	time.AfterFunc(d, func() {
+		if !e.isClosed() {
+			fn()
+		}
+	})
+}
+
+// spread is a random part of d, so that many do not act at once.
+func spread(d time.Duration) time.Duration { return mrand.N(d + 1) }
+
+// backOff is how long to wait after n failures in a row: doubling, with half of
+// it random, so that two ends that failed together do not meet again.
+func (c *Config) backOff(n int) time.Duration {
+	d := c.RetryMax
+	if n = max(n, 1); n < bits.Len64(uint64(c.RetryMax/c.RetryMin))+1 {
+		d = min(d, c.RetryMin<<(n-1))
+	}
+	return d/2 + mrand.N(d/2+1)
+}

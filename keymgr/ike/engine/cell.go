@@ -1,0 +1,48 @@
+package engine
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+)
+
+// cell is the engine's side of one machine.
+type cell struct {
+	shard     *shard
+	node      *node
+	initiator bool
+	remote    netip.Addr // of the first path: the key of fairness
+	began     time.Time
+	initKey   initKey // responder: its place among the half-open ones
+
+	// Owned by the shard's goroutine.
+	make    func() (ike.Machine, error) // until the first event
+	machine ike.Machine
+	spi     uint64 // as registered in the index
+	halfEnd time.Time
+	gone    bool
+	slot    int // in the shard's timers, -1 when not there
+	at      time.Time
+
+	// Guarded by node.mu.
+	peer        string
+	established bool
+	sas         set[ipsec.SAID] // installed for it
+	rules       set[string]     // negotiations it has under way
+	children    set[uint64]     // CHILD SAs that are up
+	heir        *cell           // took over after a rekey of the IKE SA
+}
+
+func (c *cell) post(ev ike.Event) { c.shard.inbox.post(item{cell: c, event: ev}) }
+
+// set is a small set; the zero value is empty and takes no memory.
+type set[T comparable] map[T]struct{}
+
+func (s *set[T]) add(v T) {
+	if *s == nil {
+		*s = make(set[T])
+	}
+	(*s)[v] = struct{}{}
+}

@@ -1,0 +1,157 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
+)
+
+// errand is what a group of operations is for: an Install effect to answer (cell
+// set), or an SA to put in order, or neither.
+type errand struct {
+	cell  *cell
+	id    uint64       // of the effect
+	sas   []ipsec.SAID // of the effect
+	fresh []ipsec.SAID // of these, not desired before
+	mend  ipsec.SAID   // housekeeping: reinstalled or granted a lease
+}
+
+func (x *errand) answer(err error) { x.cell.post(ike.Installed{ID: x.id, Err: err}) }
+
+// install performs an Install effect.
+func (n *node) install(c *cell, id uint64, sas []ipsec.SA) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	x := &errand{cell: c, id: id}
+	now := time.Now()
+	if n.session == nil && now.Sub(n.since) >= n.e.cfg.Detached {
+		x.answer(fmt.Errorf("no worker is attached for node %q", n.name))
+		return
+	}
+	ops := make([]push.Op, 0, len(sas))
+	for _, sa := range sas {
+		_, known := n.sadb.SA(sa.ID)
+		op, err := n.sadb.Put(now, sa)
+		if err != nil {
+			n.fail(x, err)
+			return
+		}
+		x.sas = append(x.sas, sa.ID)
+		if !known {
+			x.fresh = append(x.fresh, sa.ID)
+		}
+		n.own(c, sa.ID)
+		ops = append(ops, op)
+	}
+	switch {
+	case len(ops) == 0:
+		x.answer(nil)
+	case n.session == nil:
+		n.waiting = append(n.waiting, x)
+	default:
+		n.queue.Add(push.Group[*errand]{Ops: ops, Owner: x})
+		n.flush()
+	}
+}
+
+// fail undoes an Install effect and answers it.
+func (n *node) fail(x *errand, err error) {
+	for _, id := range x.sas {
+		n.sadb.Settle(id, false)
+	}
+	for _, id := range x.fresh {
+		n.disown(id)
+		n.sadb.Delete(id)
+	}
+	x.answer(err)
+}
+
+// remove performs a Remove effect.
+func (n *node) remove(ids []ipsec.SAID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.removeLocked(ids)
+}
+
+func (n *node) removeLocked(ids []ipsec.SAID) {
+	var ops []push.Op
+	for _, id := range ids {
+		n.disown(id)
+		if op, ok := n.sadb.Delete(id); ok {
+			ops = append(ops, op)
+		}
+	}
+	// Without a session the next Attach finds out what the worker has too much.
+	if n.session != nil && len(ops) != 0 {
+		n.queue.Add(push.Group[*errand]{Ops: ops, Owner: &errand{}})
+		n.flush()
+	}
+}
+
+// flush sends the next batch when none is outstanding.
+func (n *node) flush() {
+	if n.session == nil {
+		return
+	}
+	b, ok := n.queue.Next(n.nonce + 1)
+	if !ok {
+		return
+	}
+	n.nonce++
+	if err := n.session.link.Apply(b); err != nil {
+		n.lose(n.session, err.Error())
+	}
+}
+
+func (n *node) ack(nonce uint64) {
+	for _, g := range n.queue.Ack(nonce) {
+		x := g.Owner
+		switch {
+		case x.cell != nil:
+			for _, id := range x.sas {
+				n.sadb.Settle(id, true)
+			}
+			n.e.stats.installs.Add(uint64(len(x.sas)))
+			x.answer(nil)
+		case x.mend != 0:
+			if _, ok := g.Ops[0].(push.Install); ok {
+				n.sadb.Reinstalled(x.mend)
+				n.e.stats.installs.Add(1)
+			}
+		}
+	}
+	n.flush()
+}
+
+func (n *node) nack(nonce uint64, op int, why string) {
+	bad := n.queue.Nack(nonce, op)
+	if len(bad) == 0 {
+		return
+	}
+	n.e.stats.nacks.Add(1)
+	n.lastNack = fmt.Sprintf("operation %d of batch %d: %s", op, nonce, why)
+	n.e.cfg.Log.Warn("worker refused an operation", "node", n.name, "why", why)
+	for _, g := range bad {
+		x := g.Owner
+		switch {
+		case x.cell != nil:
+			n.fail(x, errors.New("the worker refused the SA: "+why))
+		case x.mend != 0:
+			n.rekeyChildOf(x.mend) // the worker cannot go on with this one
+		}
+	}
+	n.flush()
+}
+
+// rekeyChildOf asks for a new CHILD SA in place of the one an SA belongs to.
+func (n *node) rekeyChildOf(id ipsec.SAID) {
+	if sa, ok := n.sadb.SA(id); ok {
+		if c := n.owners[id]; c != nil {
+			c.post(ike.RekeyChild{Child: sa.Child})
+		}
+	}
+}

@@ -1,0 +1,294 @@
+package engine
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+)
+
+// maxWaiting bounds the acquires and operators that wait for one negotiation.
+const maxWaiting = 64
+
+// talk is the one negotiation for a rule that this node has under way.
+type talk struct {
+	cell     *cell // nil while it waits for an IKE SA
+	acquires []acquire
+	waiters  []chan<- outcome
+}
+
+// assign gives the negotiation to a machine. The caller holds node.mu.
+func (t *talk) assign(c *cell, rule string) {
+	t.cell = c
+	c.rules.add(rule)
+}
+
+// endTalks ends the negotiations that a machine has under way.
+func (n *node) endTalks(c *cell, f ike.Failure) {
+	for _, rule := range slices.Sorted(maps.Keys(c.rules)) {
+		n.endTalk(rule, f)
+	}
+}
+
+// endQueued ends the negotiations that wait for a peer's IKE SA.
+func (n *node) endQueued(p *peer, f ike.Failure) {
+	queued := p.queued
+	p.queued = nil
+	for _, s := range queued {
+		if t := n.talks[s.rule]; t != nil && t.cell == nil {
+			n.endTalk(s.rule, f)
+		}
+	}
+}
+
+// acquire is a worker's request, valid for the session it came on.
+type acquire struct {
+	session *Session
+	id      uint64
+}
+
+type outcome struct {
+	child   ike.Child
+	failure *ike.Failure
+}
+
+// FailedError is a negotiation that came to nothing.
+type FailedError struct{ ike.Failure }
+
+func (e *FailedError) Error() string {
+	s := fmt.Sprintf("negotiation with peer %q failed: %s", e.Peer, e.Why)
+	if e.Rule != "" {
+		s = fmt.Sprintf("negotiation for rule %q with peer %q failed: %s", e.Rule, e.Peer, e.Why)
+	}
+	if e.Detail != "" {
+		s += ": " + e.Detail
+	}
+	if e.Advice != "" {
+		s += "; " + e.Advice
+	}
+	return s
+}
+
+// negotiate joins or starts the negotiation for a rule. force ignores back-off.
+func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, string) {
+	if t := n.talks[rule]; t != nil {
+		return t, ""
+	}
+	r := n.rules[rule]
+	switch {
+	case n.policy == nil:
+		return nil, whyNoPolicy
+	case r == nil:
+		return nil, whyNoRule
+	case r.Action != ipsec.ActionSecure:
+		return nil, whyNotSecure
+	case n.profiles[r.Peer] == nil:
+		return nil, whyNoPeerName
+	case n.session == nil:
+		return nil, whyNoWorker
+	}
+	now := time.Now()
+	p := n.peer(r.Peer)
+	if b := n.retries[rule]; !force && (now.Before(p.until) || b != nil && now.Before(b.until)) {
+		return nil, whyBackOff
+	}
+	t := &talk{}
+	switch {
+	case len(p.up) != 0:
+		t.assign(p.up[len(p.up)-1], rule)
+		t.cell.post(ike.CreateChild{Rule: rule, Packet: flow})
+	case p.connecting != nil:
+		p.queued = append(p.queued, start{rule, flow})
+	default:
+		path, ok := n.path(n.profiles[r.Peer], p.failures)
+		if !ok {
+			return nil, whyNoAddress
+		}
+		policy := n.policy
+		c := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: now, slot: -1, peer: r.Peer}
+		c.make = func() (ike.Machine, error) { return n.e.cfg.Machines.Initiator(n.env, policy, r.Peer, path) }
+		n.cells[c] = true
+		n.e.stats.machines.Add(1)
+		p.connecting = c
+		t.assign(c, rule)
+		c.post(ike.CreateChild{Rule: rule, Packet: flow})
+	}
+	n.talks[rule] = t
+	return t, ""
+}
+
+// acquire serves a worker whose packet found no SA.
+func (n *node) acquire(s *Session, id uint64, rule string, flow ipsec.Flow) {
+	n.e.stats.acquires.Add(1)
+	t, why := n.negotiate(rule, &flow, false)
+	switch {
+	case t == nil && why == whyBackOff:
+		why = n.heldBack(rule)
+	case t != nil && len(t.acquires) >= maxWaiting:
+		why = whyTooMany
+	case t != nil:
+		t.acquires = append(t.acquires, acquire{s, id})
+		return
+	}
+	n.refuse(acquire{s, id}, why)
+}
+
+// heldBack says why a rule is not negotiated just now.
+func (n *node) heldBack(rule string) string {
+	last := n.peer(n.rules[rule].Peer).last
+	if b := n.retries[rule]; b != nil && b.until.After(time.Now()) {
+		last = b.last
+	}
+	return fmt.Sprintf("%s after %s", whyBackOff, last.Why)
+}
+
+func (n *node) refuse(a acquire, why string) {
+	n.e.stats.acquiresFailed.Add(1)
+	if a.session == n.session && a.session != nil {
+		if err := a.session.link.AcquireFailed(a.id, why); err != nil {
+			n.lose(a.session, err.Error())
+		}
+	}
+}
+
+// failed takes a machine's report of a failure: of one rule, or of the IKE SA
+// and with it of all that waits for it.
+func (n *node) failed(c *cell, f ike.Failure) {
+	n.e.failures.add(n.name, f)
+	n.e.stats.failed(f.Why)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.e.watchers.publish(Event{Kind: KindFailed, Node: n.name, Peer: f.Peer, SPI: c.spi, Failure: &f,
+		Detail: (&FailedError{f}).Error()})
+	if f.Rule != "" {
+		b := n.retries[f.Rule]
+		if b == nil && n.rules[f.Rule] != nil {
+			b = &backOff{}
+			n.retries[f.Rule] = b
+		}
+		if b != nil {
+			b.fail(&n.e.cfg, f)
+		}
+		if t := n.talks[f.Rule]; t != nil && t.cell == c {
+			n.endTalk(f.Rule, f)
+		}
+		return
+	}
+	if c.initiator && !c.established {
+		p := n.peer(c.peer)
+		p.fail(&n.e.cfg, f)
+		if p.connecting == c {
+			p.connecting = nil
+			n.endQueued(p, f)
+		}
+	}
+	n.endTalks(c, f)
+}
+
+// negotiationLost is a CreateChild that came to a machine that was gone.
+func (n *node) negotiationLost(c *cell, rule string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if t := n.talks[rule]; t != nil && t.cell == c {
+		n.endTalk(rule, c.failure(whyGone, "the IKE SA ended before the CHILD SA was asked for"))
+	}
+}
+
+// failure is one that the engine, not the machine, tells of.
+func (c *cell) failure(why, detail string) ike.Failure {
+	return ike.Failure{Time: time.Now(), Peer: c.peer, Remote: c.remote.String(), Role: role(c.initiator), Why: why, Detail: detail}
+}
+
+// endTalk tells all who wait that a negotiation failed.
+func (n *node) endTalk(rule string, f ike.Failure) {
+	t := n.talks[rule]
+	if t == nil {
+		return
+	}
+	n.closeTalk(rule, t)
+	if f.Rule == "" {
+		f.Rule = rule
+	}
+	for _, a := range t.acquires {
+		n.refuse(a, f.Why)
+	}
+	for _, w := range t.waiters {
+		w <- outcome{failure: &f} // has room for one
+	}
+	if len(n.sadb.OrphansOf(rule)) != 0 {
+		n.replaceOrphansOf(rule, n.e.cfg.backOff(n.failuresOf(rule)))
+	}
+}
+
+func (n *node) closeTalk(rule string, t *talk) {
+	delete(n.talks, rule)
+	if t.cell != nil {
+		delete(t.cell.rules, rule)
+	}
+}
+
+func (n *node) failuresOf(rule string) int {
+	f := 1
+	if b := n.retries[rule]; b != nil {
+		f = b.failures
+	}
+	if r := n.rules[rule]; r != nil {
+		f = max(f, n.peer(r.Peer).failures)
+	}
+	return f
+}
+
+// childUp takes note of a CHILD SA.
+func (n *node) childUp(c *cell, ch ike.Child) {
+	n.e.stats.childrenUp.Add(1)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.children[ch.Rule] == nil {
+		n.children[ch.Rule] = make(map[uint64]childRef)
+	}
+	n.children[ch.Rule][ch.ID] = childRef{c, ch, time.Now()}
+	n.ruleOf[ch.ID] = ch.Rule
+	c.children.add(ch.ID)
+	delete(n.retries, ch.Rule)
+	if t := n.talks[ch.Rule]; t != nil {
+		// Whoever started it, the rule has an SA now. A machine that still
+		// negotiates another one is left alone: see dropDuplicates.
+		n.closeTalk(ch.Rule, t)
+		for _, w := range t.waiters {
+			w <- outcome{child: ch}
+		}
+	}
+	n.removeOrphansLater(ch.Rule)
+	if len(n.children[ch.Rule]) > 1 {
+		n.e.after(n.e.cfg.Drain, func() { n.dropDuplicates(ch.Rule) })
+	}
+	n.e.watchers.publish(Event{Kind: KindChildUp, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &ch,
+		Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q is up, %s", ch.SPIIn, ch.SPIOut, ch.Rule, ch.Suite)})
+}
+
+func (n *node) childDown(c *cell, id uint64, why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	rule, ok := n.ruleOf[id]
+	if !ok {
+		return
+	}
+	r := n.children[rule][id]
+	n.forgetChild(id)
+	n.e.watchers.publish(Event{Kind: KindChildDown, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &r.child,
+		Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q ended: %s", r.child.SPIIn, r.child.SPIOut, rule, why)})
+}
+
+func (n *node) forgetChild(id uint64) {
+	rule := n.ruleOf[id]
+	delete(n.ruleOf, id)
+	if c := n.children[rule][id].cell; c != nil {
+		delete(c.children, id)
+	}
+	if delete(n.children[rule], id); len(n.children[rule]) == 0 {
+		delete(n.children, rule)
+	}
+}

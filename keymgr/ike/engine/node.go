@@ -1,0 +1,245 @@
+package engine
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
+	"github.com/testudo-ipsec/testudo/keymgr/sadb"
+)
+
+// node is what the engine knows of one node. Everything below mu is guarded by
+// it; it is held for short steps only, and links are called under it.
+type node struct {
+	e    *Engine
+	name string
+	env  ike.Env
+
+	mu sync.Mutex
+
+	// Policy, and its indexes.
+	policy    *ipsec.NodePolicy
+	rules     map[string]*ipsec.Rule
+	profiles  map[string]*ipsec.Peer
+	byRemote  map[netip.Addr][]string
+	anyRemote []string
+
+	// The worker, and what is on its way to it.
+	session   *Session
+	seen      bool // a worker has been here
+	since     time.Time
+	addresses []netip.Addr
+	software  string
+	lastNack  string
+	sadb      *sadb.Node
+	queue     push.Queue[*errand]
+	nonce     uint64
+	waiting   []*errand // installs that wait for a worker
+	owners    map[ipsec.SAID]*cell
+
+	// Machines and negotiations.
+	cells    map[*cell]bool
+	peers    map[string]*peer
+	talks    map[string]*talk               // by rule
+	retries  map[string]*backOff            // by rule
+	children map[string]map[uint64]childRef // by rule and CHILD SA number
+	ruleOf   map[uint64]string              // of the CHILD SAs in children
+}
+
+// childRef is a CHILD SA that is up.
+type childRef struct {
+	cell  *cell
+	child ike.Child
+	since time.Time
+}
+
+// peer is what the engine knows of a peer profile of a node.
+type peer struct {
+	up         []*cell // established, oldest first
+	connecting *cell   // an initiator that is not established yet
+	queued     []start // for connecting, once it is established
+	backOff
+}
+
+// start is a negotiation that is to begin.
+type start struct {
+	rule string
+	flow *ipsec.Flow
+}
+
+// backOff counts failures in a row.
+type backOff struct {
+	failures int
+	until    time.Time
+	last     ike.Failure
+}
+
+func (b *backOff) fail(c *Config, f ike.Failure) {
+	b.failures++
+	b.until = time.Now().Add(c.backOff(b.failures))
+	b.last = f
+}
+
+func newNode(e *Engine, name string) *node {
+	n := &node{
+		e: e, name: name,
+		sadb:     sadb.New(e.firstID),
+		owners:   make(map[ipsec.SAID]*cell),
+		cells:    make(map[*cell]bool),
+		peers:    make(map[string]*peer),
+		talks:    make(map[string]*talk),
+		retries:  make(map[string]*backOff),
+		children: make(map[string]map[uint64]childRef),
+		ruleOf:   make(map[uint64]string),
+	}
+	n.env = e.env(n)
+	return n
+}
+
+func (n *node) peer(name string) *peer {
+	p := n.peers[name]
+	if p == nil {
+		p = &peer{}
+		n.peers[name] = p
+	}
+	return p
+}
+
+func (n *node) addCell(c *cell) {
+	n.mu.Lock()
+	n.cells[c] = true
+	n.mu.Unlock()
+	n.e.stats.machines.Add(1)
+}
+
+func (n *node) dropCell(c *cell) {
+	n.mu.Lock()
+	delete(n.cells, c)
+	n.mu.Unlock()
+	n.e.stats.machines.Add(-1)
+}
+
+func (n *node) heirOf(c *cell) *cell {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return c.heir
+}
+
+// adopt registers the machine that replaces c's.
+func (n *node) adopt(c, h *cell, info ike.Info) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cells[h] = true
+	h.peer, h.established, c.heir = info.Peer, true, h
+	n.peer(h.peer).up = append(n.peer(h.peer).up, h)
+	n.inherit(c, h, info.Children)
+}
+
+// inherit moves CHILD SAs from one IKE SA to another.
+func (n *node) inherit(c, h *cell, children []ike.Child) {
+	for _, ch := range children {
+		for _, id := range []ipsec.SAID{ch.In, ch.Out} {
+			if n.owners[id] == c {
+				n.own(h, id)
+			}
+		}
+		if r, ok := n.children[ch.Rule][ch.ID]; ok && r.cell == c {
+			delete(c.children, ch.ID)
+			h.children.add(ch.ID)
+			r.cell = h
+			n.children[ch.Rule][ch.ID] = r
+		}
+	}
+}
+
+// established takes an IKE SA into use: negotiations that waited for it start.
+func (n *node) established(c *cell, info ike.Info) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c.established {
+		return
+	}
+	c.established = true
+	c.peer = info.Peer
+	p := n.peer(c.peer)
+	p.up = append(p.up, c)
+	p.backOff = backOff{}
+	if p.connecting == c {
+		p.connecting = nil
+	}
+	// An IKE SA that the peer started serves as well as the one still trying.
+	for _, s := range p.queued {
+		if t := n.talks[s.rule]; t != nil {
+			t.assign(c, s.rule)
+			c.post(ike.CreateChild{Rule: s.rule, Packet: s.flow})
+		}
+	}
+	p.queued = nil
+	n.e.watchers.publish(Event{Kind: KindIKEUp, Node: n.name, Peer: c.peer, SPI: info.LocalSPI,
+		Detail: "IKE SA with " + info.RemoteID + " at " + info.Path.Remote.String() + " is up, " + info.Suite.String()})
+}
+
+// retire forgets an IKE SA. left are CHILD SAs that its heir took over.
+func (n *node) retire(c *cell, why string, left []ike.Child) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.cells, c)
+	if c.heir != nil {
+		n.inherit(c, c.heir, left)
+	}
+	f := c.failure(why, "the IKE SA ended")
+	if p := n.peers[c.peer]; p != nil {
+		if i := slices.Index(p.up, c); i >= 0 {
+			p.up = slices.Delete(p.up, i, i+1)
+		}
+		if p.connecting == c {
+			p.connecting = nil
+			p.fail(&n.e.cfg, f)
+			n.endQueued(p, f)
+		}
+	}
+	n.endTalks(c, f)
+	// A machine takes down what it set up before it ends; this catches the rest.
+	for id := range c.children {
+		n.forgetChild(id)
+	}
+	n.removeLocked(slices.Sorted(maps.Keys(c.sas)))
+	if c.established {
+		n.e.watchers.publish(Event{Kind: KindIKEDown, Node: n.name, Peer: c.peer, SPI: c.spi, Detail: "IKE SA ended: " + why})
+	}
+}
+
+// abandon keeps the SAs of a machine that failed inside: they work until fresh
+// ones for the same rules are up.
+func (n *node) abandon(c *cell) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(c.sas) == 0 {
+		return
+	}
+	for id := range c.sas {
+		delete(n.owners, id)
+		n.sadb.Abandon(id)
+	}
+	c.sas = nil
+	n.replaceOrphans()
+}
+
+// own gives an SA to a machine.
+func (n *node) own(c *cell, id ipsec.SAID) {
+	n.disown(id)
+	n.owners[id] = c
+	c.sas.add(id)
+}
+
+func (n *node) disown(id ipsec.SAID) {
+	if c := n.owners[id]; c != nil {
+		delete(c.sas, id)
+		delete(n.owners, id)
+	}
+}

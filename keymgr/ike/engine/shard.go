@@ -1,0 +1,290 @@
+package engine
+
+import (
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
+)
+
+// shard is one goroutine with the machines it owns.
+type shard struct {
+	e      *Engine
+	inbox  *inbox
+	timers timers
+}
+
+func newShard(e *Engine) *shard { return &shard{e: e, inbox: newInbox(e.cfg.Inbox)} }
+
+func (s *shard) run() {
+	var tasks, data []item
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for more := false; ; {
+		if more {
+			select {
+			case <-s.e.closed:
+				return
+			default:
+			}
+		} else {
+			select {
+			case <-s.e.closed:
+				return
+			case <-s.inbox.wake:
+			case <-timer.C:
+			}
+		}
+		tasks, data, more = s.inbox.take(tasks, data)
+		for _, it := range tasks {
+			s.do(it)
+		}
+		for _, it := range data {
+			s.do(it)
+		}
+		next := s.expire(time.Now())
+		timer.Reset(next)
+	}
+}
+
+func (s *shard) do(it item) {
+	if it.fn != nil {
+		it.fn()
+		return
+	}
+	s.handle(it.cell, it.event)
+}
+
+// expire serves the deadlines that have come and returns how long until the
+// next one.
+func (s *shard) expire(now time.Time) time.Duration {
+	for {
+		c := s.timers.first()
+		if c == nil {
+			return time.Hour
+		}
+		if d := c.at.Sub(now); d > 0 {
+			return d
+		}
+		if !c.halfEnd.IsZero() && !c.halfEnd.After(now) {
+			s.retire(c, whyTimeout)
+			continue
+		}
+		s.handle(c, ike.Timer{})
+		// A machine that does not move its deadline must not spin.
+		if c.slot >= 0 && !c.at.After(now) {
+			s.timers.set(c, now.Add(10*time.Millisecond))
+		}
+	}
+}
+
+// handle gives one event to a machine and performs what it asks for. It is the
+// boundary at which a panic ends.
+func (s *shard) handle(c *cell, ev ike.Event) {
+	if c.gone {
+		if cc, ok := ev.(ike.CreateChild); ok {
+			c.node.negotiationLost(c, cc.Rule)
+		}
+		return
+	}
+	var effects []ike.Effect
+	var deadline time.Time
+	var spi uint64
+	first := c.machine == nil
+	ok := s.guard(c, func() error {
+		if c.machine == nil {
+			m, err := c.make()
+			if err != nil {
+				return err
+			}
+			c.machine, c.make = m, nil
+		}
+		effects = c.machine.Handle(time.Now(), ev)
+		deadline = c.machine.Deadline()
+		if c.spi == 0 {
+			spi = c.machine.Info().LocalSPI
+		}
+		return nil
+	})
+	if !ok {
+		return
+	}
+	// The index knows an SPI before any datagram that carries it leaves.
+	if spi != 0 {
+		c.spi = spi
+		s.e.index.add(spi, c)
+	}
+	for _, f := range effects {
+		if spawn, ok := f.(ike.Spawn); ok {
+			s.adopt(c, spawn.Machine)
+		}
+	}
+	s.setDeadline(c, deadline)
+	ignored := first && !c.initiator
+	for _, f := range effects {
+		if _, drop := f.(ike.Dropped); !drop {
+			ignored = false
+		}
+		s.perform(c, f)
+	}
+	// A responder that ignored the request it was made for waits for nothing.
+	if ignored {
+		s.retire(c, whyIgnored)
+	}
+}
+
+// guard runs fn and ends the machine when fn fails or panics.
+func (s *shard) guard(c *cell, fn func() error) (ok bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			ok = false
+			s.e.stats.panics.Add(1)
+			key := c.node.name + "/" + c.remote.String()
+			if s.e.panics.allow(key, time.Now()) {
+				s.e.cfg.Log.Error("IKE machine ended by a panic", "node", c.node.name, "remote", c.remote,
+					"spi", fmt.Sprintf("%016x", c.spi), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			}
+			c.node.abandon(c)
+			s.retire(c, whyPanic)
+		}
+	}()
+	if err := fn(); err != nil {
+		c.node.failed(c, ike.Failure{Time: time.Now(), Remote: c.remote.String(), Role: role(c.initiator), Exchange: "IKE_SA_INIT",
+			Why: whyMachine, Detail: err.Error(), Advice: "check the peer profile in the policy"})
+		s.retire(c, whyMachine)
+		return false
+	}
+	return true
+}
+
+func role(initiator bool) string {
+	if initiator {
+		return "initiator"
+	}
+	return "responder"
+}
+
+func (s *shard) setDeadline(c *cell, at time.Time) {
+	if !c.halfEnd.IsZero() && (at.IsZero() || c.halfEnd.Before(at)) {
+		at = c.halfEnd
+	}
+	s.timers.set(c, at)
+}
+
+func (s *shard) perform(c *cell, f ike.Effect) {
+	n := c.node
+	switch f := f.(type) {
+	case ike.Send:
+		n.send(f.Path, f.Data)
+	case ike.Install:
+		n.install(c, f.ID, f.SAs)
+	case ike.Remove:
+		n.remove(f.SAs)
+	case ike.NeedPSK:
+		s.findPSK(c, f)
+	case ike.NeedKE:
+		s.exchangeKeys(c, f)
+	case ike.Spawn: // adopted before the others
+	case ike.Dropped:
+		s.e.stats.drop(f.Why)
+	case ike.Established:
+		s.established(c)
+	case ike.ChildUp:
+		n.childUp(c, f.Child)
+	case ike.ChildDown:
+		n.childDown(c, f.Child, f.Why)
+	case ike.Failed:
+		n.failed(c, f.Failure)
+	case ike.Done:
+		s.retire(c, f.Why)
+	default:
+		panic(fmt.Sprintf("effect %T is not known", f))
+	}
+}
+
+// adopt takes over the machine that replaces c's: same shard, same node, and
+// the CHILD SAs it lists.
+func (s *shard) adopt(c *cell, m ike.Machine) {
+	h := &cell{shard: s, node: c.node, remote: c.remote, began: time.Now(), machine: m, slot: -1}
+	var info ike.Info
+	var deadline time.Time
+	if !s.guard(h, func() error { info, deadline = m.Info(), m.Deadline(); return nil }) {
+		return
+	}
+	h.initiator, h.spi = info.Initiator, info.LocalSPI
+	if h.spi != 0 {
+		s.e.index.add(h.spi, h)
+	}
+	s.setDeadline(h, deadline)
+	s.e.stats.machines.Add(1)
+	c.node.adopt(c, h, info)
+}
+
+// info is a machine's snapshot; false when the machine is gone, or is now.
+func (s *shard) info(c *cell) (info ike.Info, ok bool) {
+	if c.gone || c.machine == nil {
+		return ike.Info{}, false
+	}
+	ok = s.guard(c, func() error { info = c.machine.Info(); return nil })
+	return info, ok
+}
+
+func (s *shard) established(c *cell) {
+	info, ok := s.info(c)
+	if !ok {
+		return
+	}
+	if !c.halfEnd.IsZero() {
+		s.endHalfOpen(c)
+		s.setDeadline(c, c.machine.Deadline())
+	}
+	s.e.stats.established.Add(1)
+	s.e.stats.observe(time.Since(c.began))
+	c.node.established(c, info)
+}
+
+func (s *shard) endHalfOpen(c *cell) {
+	if !c.halfEnd.IsZero() {
+		c.halfEnd = time.Time{}
+		s.e.half.remove(c.initKey)
+	}
+}
+
+// retire forgets a machine.
+func (s *shard) retire(c *cell, why string) {
+	if c.gone {
+		return
+	}
+	c.gone = true
+	s.timers.remove(c)
+	s.endHalfOpen(c)
+	if c.spi != 0 {
+		s.e.index.remove(c.spi)
+	}
+	var left []ike.Child
+	if h := c.node.heirOf(c); h != nil {
+		if info, ok := s.info(h); ok {
+			left = info.Children
+		}
+	}
+	c.machine = nil
+	s.e.stats.machines.Add(-1)
+	c.node.retire(c, why, left)
+}
+
+// findPSK and exchangeKeys answer exactly once, at once when a pool is full.
+func (s *shard) findPSK(c *cell, f ike.NeedPSK) {
+	if !s.e.secrets.submit(c.remote, func() { c.post(s.e.lookUp(f)) }) {
+		s.e.stats.slowRefused.Add(1)
+		c.post(ike.PSKs{ID: f.ID, Err: errBusy})
+	}
+}
+
+func (s *shard) exchangeKeys(c *cell, f ike.NeedKE) {
+	if !s.e.kes.submit(c.remote, func() { c.post(ikev2.PerformKE(s.e.cfg.Rand, f)) }) {
+		s.e.stats.slowRefused.Add(1)
+		c.post(ike.KeyExchanged{ID: f.ID, Err: errBusy})
+	}
+}

@@ -1,0 +1,83 @@
+package engine
+
+import "time"
+
+// timers is a heap of cells by deadline. A cell knows its place in it, so that
+// moving or removing one costs O(log n) and no search.
+type timers []*cell
+
+// set gives a cell a deadline; the zero time takes it out.
+func (t *timers) set(c *cell, at time.Time) {
+	switch {
+	case at.IsZero():
+		t.remove(c)
+		return
+	case c.slot < 0:
+		c.at, c.slot = at, len(*t)
+		*t = append(*t, c)
+	case c.at.Equal(at):
+		return
+	default:
+		c.at = at
+	}
+	if !t.up(c.slot) {
+		t.down(c.slot)
+	}
+}
+
+func (t *timers) remove(c *cell) {
+	i := c.slot
+	if i < 0 {
+		return
+	}
+	last := len(*t) - 1
+	t.swap(i, last)
+	(*t)[last] = nil
+	*t = (*t)[:last]
+	c.slot, c.at = -1, time.Time{}
+	if i < last && !t.up(i) {
+		t.down(i)
+	}
+}
+
+// first returns the cell with the earliest deadline, nil when there is none.
+func (t timers) first() *cell {
+	if len(t) == 0 {
+		return nil
+	}
+	return t[0]
+}
+
+func (t timers) swap(i, j int) {
+	t[i], t[j] = t[j], t[i]
+	t[i].slot, t[j].slot = i, j
+}
+
+func (t timers) up(i int) bool {
+	start := i
+	for i > 0 {
+		parent := (i - 1) / 2
+		if !t[i].at.Before(t[parent].at) {
+			break
+		}
+		t.swap(i, parent)
+		i = parent
+	}
+	return i != start
+}
+
+func (t timers) down(i int) {
+	for {
+		least := i
+		for _, c := range []int{2*i + 1, 2*i + 2} {
+			if c < len(t) && t[c].at.Before(t[least].at) {
+				least = c
+			}
+		}
+		if least == i {
+			return
+		}
+		t.swap(i, least)
+		i = least
+	}
+}

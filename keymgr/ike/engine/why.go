@@ -1,0 +1,35 @@
+package engine
+
+// Whys: constants used alike in logs, counters, failures and answers.
+const (
+	whyShort        = "SHORT_DATAGRAM"
+	whyLength       = "WRONG_LENGTH"
+	whyVersion0     = "INVALID_VERSION"
+	whyIKEv1        = "IKEV1_NOT_SERVED"
+	whyMajorVersion = "INVALID_MAJOR_VERSION"
+	whyZeroSPI      = "ZERO_SPI"
+	whyUnknownSPI   = "UNKNOWN_SPI"
+	whyWrongNode    = "WRONG_NODE"
+	whyNotInit      = "NOT_IKE_SA_INIT"
+	whyNoPolicy     = "NO_POLICY"
+	whyNoPeer       = "NO_PEER_FOR_ADDRESS"
+	whyHalfOpen     = "TOO_MANY_HALF_OPEN"
+	whyPrefix       = "TOO_MANY_HALF_OPEN_OF_PREFIX"
+	whyNoCookie     = "COOKIE_REQUIRED"
+	whyInboxFull    = "INBOX_FULL"
+	whyGone         = "IKE_SA_GONE"
+	whySendFailed   = "WORKER_LINK_FULL_OR_CLOSED"
+
+	whyNoRule     = "NO_SUCH_RULE"
+	whyNotSecure  = "RULE_IS_NOT_SECURE"
+	whyNoPeerName = "NO_SUCH_PEER"
+	whyNoAddress  = "NO_ADDRESS_PAIR"
+	whyNoWorker   = "WORKER_NOT_ATTACHED"
+	whyBackOff    = "BACKING_OFF"
+	whyTooMany    = "TOO_MANY_ACQUIRES"
+	whyMachine    = "MACHINE_REFUSED"
+	whyIgnored    = "REQUEST_IGNORED"
+	whyPanic      = "INTERNAL_ERROR"
+	whyTimeout    = "HALF_OPEN_TIMEOUT"
+	whyDuplicate  = "DUPLICATE_CHILD_SA"
+)
