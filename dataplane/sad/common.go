@@ -16,14 +16,13 @@ const (
 	softBytes limit = 1 << iota
 	softPackets
 	softTime
-	softLease
 	hardBytes
 	hardPackets
 	hardTime
 )
 
 var limitCauses = map[limit]string{
-	softBytes: "bytes", softPackets: "packets", softTime: "time", softLease: "lease",
+	softBytes: "bytes", softPackets: "packets", softTime: "time",
 	hardBytes: "bytes", hardPackets: "packets", hardTime: "time",
 }
 

@@ -45,7 +45,6 @@ func (o *Outbound) AddLease(l ipsec.Lease) error {
 	if err := o.leases.add(l); err != nil {
 		return fmt.Errorf("sad: %s: %w", o.sa.ID, err)
 	}
-	o.raised.And(^uint32(softLease))
 	return nil
 }
 
@@ -98,7 +97,7 @@ func (o *Outbound) Reserve(now int64, jobs []esp.SealJob) int {
 	for at := 0; served < count; {
 		first, granted, low := o.leases.take(uint64(count - served))
 		if low {
-			o.meet(softLease)
+			o.events.push(ipsec.Expiry{ID: o.sa.ID, Cause: "lease"})
 		}
 		if granted == 0 {
 			o.refuse(jobs[at:], packet.WhyNoLease)
