@@ -85,6 +85,11 @@ race: ## Run the tests of our own code with the race detector
 interop: build ## Run the live tests only: namespaces, strongSwan, whole fleets
 	$(GOTEST) -v ./test/lab/... $(patsubst %,./%/...,$(wildcard test/interop test/e2e))
 
+.PHONY: demo
+demo: build ## Show the whole system on this machine, in namespaces of its own; needs no root
+	@scripts/deps demo
+	@$(OUT)/bin/testudo demo
+
 .PHONY: bench
 bench: ## Run the benchmarks of packages; compare runs with out/tools/benchstat
 	go test -p 1 -run '^$$' -bench . -benchmem ./ipsec/... ./keymgr/... ./dataplane/... ./policyd/...
@@ -132,6 +137,12 @@ fix-proto: $(TOOLS)/buf $(TOOLS)/benchstat ## Generate proto/gen
 	rm -rf proto/gen
 	$(TOOLS)/buf generate proto --template tools/buf/buf.gen.yaml
 	$(PROTO_SUMS) > tools/buf/generated.sha256
+
+# The state to stay compatible with: a tag, a branch or a commit.
+AGAINST ?= main
+.PHONY: verify-breaking
+verify-breaking: $(TOOLS)/buf ## Would the contracts break programs built from AGAINST (default main)?
+	$(TOOLS)/buf breaking proto --against '.git#ref=$(AGAINST),subdir=proto'
 
 .PHONY: verify-lint
 verify-lint: $(TOOLS)/golangci-lint ## Do the linters of .golangci.yml agree?
