@@ -23,7 +23,6 @@ type builder struct {
 type built struct {
 	rule   ipsec.Rule
 	origin Origin
-	list   string
 }
 
 // target is one remote side and, in a secure rule, the peer it belongs to.
@@ -91,7 +90,7 @@ func (b *builder) view(j job, local, remote model.Endpoint, localPorts, remotePo
 				rule.Template = &j.action.Template
 				rule.Peer = b.peer(j, t)
 			}
-			b.rules = append(b.rules, built{rule, Origin{Rule: j.rule.Pos, Filter: j.filter.Pos}, j.rule.Filters})
+			b.rules = append(b.rules, built{rule, Origin{Rule: j.rule.Pos, Filter: j.filter.Pos}})
 		}
 	}
 }

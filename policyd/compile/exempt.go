@@ -37,6 +37,6 @@ func (b *builder) permit(what string, s ipsec.Selector) {
 	}
 	b.rules = append(b.rules, built{
 		ipsec.Rule{Name: name, Policy: b.policy.Name, Weight: Weight(TierExempt, s, ipsec.Both), Direction: ipsec.Both, Selector: s, Action: ipsec.ActionPermit},
-		Origin{Rule: b.policy.Pos, Filter: b.policy.Pos, Exempt: true}, "",
+		Origin{Rule: b.policy.Pos, Filter: b.policy.Pos, Exempt: true},
 	})
 }

@@ -201,7 +201,10 @@ func FuzzParse(f *testing.F) {
 		if err != nil && (!errors.As(err, &errs) || len(errs) == 0) {
 			t.Fatalf("got %T %v, want model.Errors", err, err)
 		}
-		lines := strings.Count(string(data), "\n") + 1
+		lines := 1 // YAML ends a line at any of these
+		for _, end := range []string{"\n", "\r", "\u0085", "\u2028", "\u2029"} {
+			lines += strings.Count(string(data), end)
+		}
 		for _, e := range errs {
 			if e.Pos.Line < 0 || e.Pos.Line > lines+1 {
 				t.Errorf("line %d of %d: %v", e.Pos.Line, lines, e)

@@ -198,7 +198,7 @@ func (l *loader) policy(p *Policy) {
 		if ok1 {
 			for j, f := range filters.Filters {
 				if !f.Mirrored {
-					l.errs.Add(r.Pos, field("filters"), "filter %s of list %q (%s) has mirrored: false; IKE makes SAs in pairs (RFC 7296 §2.9), want mirrored: true under a secure action", f.Label(j), filters.Name, f.Pos)
+					l.errs.Add(r.Pos, field("filters"), "filter %s of list %q (%s) has mirrored: false; IKE makes SAs in pairs (RFC 7296 §1.4.1), want mirrored: true under a secure action", f.Label(j), filters.Name, f.Pos)
 				}
 			}
 		}
