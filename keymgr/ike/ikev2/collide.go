@@ -64,6 +64,10 @@ func (m *Machine) rekeyed(n *wire.Notify) (*child, *wire.Notify) {
 		}
 	}
 	switch {
+	case old == nil && m.creating():
+		// It may be the one whose response we have not seen yet: "not found" would
+		// make the peer drop it just when it is about to exist here.
+		return nil, &wire.Notify{Message: wire.TemporaryFailure}
 	case old == nil:
 		return nil, notFound
 	case old.state != childUp || m.heldBy(old) != nil:
@@ -80,6 +84,35 @@ func (m *Machine) holdOutbound(c, old *child, n *negotiation) {
 	if t := m.task; t != nil && t.kind == taskRekeyChild && t.child == old.ID {
 		t.crossed = n
 	}
+}
+
+// creating reports a CHILD SA request of ours whose response is still to come:
+// the peer may know an SPI that we do not know yet.
+func (m *Machine) creating() bool {
+	t := m.task
+	return t != nil && t.phase == phaseSent && (t.kind == taskNewChild || t.kind == taskRekeyChild)
+}
+
+// remember keeps an SPI that the peer deleted while creating. maxDead bounds what
+// a peer can make us keep.
+func (m *Machine) remember(spi ipsec.SPI) {
+	const maxDead = 16
+	if m.creating() && len(m.task.dead) < maxDead {
+		m.task.dead = append(m.task.dead, spi)
+	}
+}
+
+// lost reports that the current task's rekey has crossed the peer's, and loses.
+func (m *Machine) lost() bool {
+	n, x := m.task.nego, m.task.crossed
+	return x != nil && x.child.state != childGone && lower(n.ni, n.nr, x.ni, x.nr)
+}
+
+// redundant closes the CHILD SA of the current task, which has lost.
+func (m *Machine) redundant(c *child) {
+	c.state = childReplaced
+	m.task = nil
+	m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: "redundant"})
 }
 
 // lower decides between two rekeys of the same SA: it reports whether the lowest

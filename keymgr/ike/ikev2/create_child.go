@@ -3,6 +3,7 @@ package ikev2
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -172,8 +173,8 @@ func (m *Machine) childAnswered(msg *message) {
 		m.childRefused(msg, refusal)
 		return
 	}
-	if msg.tsi == nil || msg.tsr == nil {
-		m.badChild(0, "INVALID_SYNTAX", "the response has no traffic selectors")
+	if msg.sa == nil || msg.tsi == nil || msg.tsr == nil || n.nonce != nil && msg.nonce == nil {
+		m.badChild(0, "INVALID_SYNTAX", "the response lacks an SA, Nonce or TS payload")
 		return
 	}
 	c, err := accept(n.proposals, msg.sa, 4)
@@ -187,6 +188,10 @@ func (m *Machine) childAnswered(msg *message) {
 		// RFC 7296 §1.3.1: "If this is unacceptable to the initiator, the
 		// initiator MUST delete the SA."
 		m.badChild(n.peerSPI, WhyMode, fmt.Sprintf("the rule wants %s mode, and the peer did not agree to it", n.mode))
+		return
+	}
+	if slices.Contains(m.task.dead, n.peerSPI) {
+		m.childFailed(m.childFailure(msg.Exchange, n.rule.Name, WhyClosing, "the peer closed the CHILD SA before it was complete", "look at the peer's log"))
 		return
 	}
 	local, remote := msg.tsi.Selectors, msg.tsr.Selectors
@@ -219,13 +224,8 @@ func (m *Machine) childShared(shared ipsec.Secret, err error) {
 		m.badChild(n.peerSPI, WhyUnsupported, err.Error()) // RFC 6989 §2.5 at worst
 		return
 	}
-	if t.crossed != nil && lower(n.ni, n.nr, t.crossed.ni, t.crossed.nr) {
-		// The peer's rekey of the same CHILD SA survives; ours is closed by us
-		// (RFC 7296 §2.8.1), and was never installed.
-		c := m.describe(n)
-		c.state = childReplaced
-		m.task = nil
-		m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: "redundant"})
+	if m.lost() {
+		m.redundant(m.describe(n)) // never installed
 		return
 	}
 	id, err := m.newChild(n, shared)
@@ -256,6 +256,13 @@ func (m *Machine) taskInstalled(err error) {
 	case t.phase == phaseInstallIn:
 		t.phase, t.wait = phaseInstallOut, m.installOut(c)
 		return
+	}
+	if m.lost() {
+		m.redundant(c)
+		return
+	}
+	if t.crossed != nil {
+		t.crossed.child.replaces = 0 // redundant: the peer deletes it
 	}
 	m.up(c)
 	m.task = nil

@@ -182,7 +182,7 @@ func (m *Machine) authResponse(msg *message) {
 	t := m.task
 	if msg.auth == nil || msg.idr == nil {
 		n := msg.refusal()
-		if n == nil {
+		if n == nil { // a COOKIE, which has no place here
 			m.authFailed(WhyPeerAuth, "the peer's response has no AUTH", "look at the peer's log")
 			return
 		}

@@ -55,7 +55,7 @@ func (m *Machine) informationalResponse(msg *message) {
 		if c == nil {
 			return
 		}
-		if next := m.heldBy(c); next != nil { // we closed it before the peer did
+		if next := m.heldBy(c); next != nil && next.out != nil { // we closed it before the peer did
 			next.wait = m.installOut(next)
 		}
 		m.dropChild(c, t.why)
@@ -88,6 +88,8 @@ func (m *Machine) informationalRequest(msg *message) {
 			for _, spi := range d.SPIs {
 				if c := m.childByPeerSPI(p, spi); c != nil {
 					m.serve.deleted = append(m.serve.deleted, c)
+				} else {
+					m.remember(spi)
 				}
 			}
 		}
@@ -99,6 +101,7 @@ func (m *Machine) informationalRequest(msg *message) {
 		if next := m.heldBy(c); next != nil && next.out != nil {
 			outs = append(outs, *next.out)
 			next.out, next.outAsked = nil, true
+			m.serve.held = append(m.serve.held, next)
 		}
 	}
 	if len(outs) > 0 {
@@ -121,7 +124,7 @@ func (m *Machine) heldBy(c *child) *child {
 
 // answerDelete responds when the outbound SAs that were held are in place.
 func (m *Machine) answerDelete(err error) {
-	deleted := m.serve.deleted
+	deleted, held := m.serve.deleted, m.serve.held
 	answer := map[ipsec.Protocol]*wire.Delete{}
 	for _, c := range deleted {
 		// RFC 7296 §1.4.1: the answer names the other direction, but not of a
@@ -147,19 +150,23 @@ func (m *Machine) answerDelete(err error) {
 		if c.state == childGone {
 			continue // named twice
 		}
-		if next := m.heldBy(c); next != nil {
+		if m.heldBy(c) != nil {
 			c.state = childReplaced
 			m.dropChild(c, "rekeyed")
-			if err != nil {
-				m.emit(ike.Failed{Failure: m.childFailure(wire.Informational, next.Rule, WhyInstall, err.Error(), "look at the worker's log")})
-				next.outAsked = false
-				m.deleteChild(next.ID, WhyInstall)
-			} else {
-				m.up(next)
-			}
-			continue
+		} else {
+			m.dropChild(c, "deleted by the peer")
 		}
-		m.dropChild(c, "deleted by the peer")
+	}
+	for _, next := range held {
+		switch {
+		case next.state != childHeld: // closed meanwhile
+		case err != nil:
+			m.emit(ike.Failed{Failure: m.childFailure(wire.Informational, next.Rule, WhyInstall, err.Error(), "look at the worker's log")})
+			next.outAsked = false
+			m.deleteChild(next.ID, WhyInstall)
+		default:
+			m.up(next)
+		}
 	}
 }
 

@@ -92,8 +92,8 @@ func (r row) index(h wire.Header, ps []wire.Payload) (*message, *wire.Error) {
 		}
 		seen[t] = true
 	}
-	if r.response && msg.refusal() != nil {
-		return msg, nil
+	if r.response && (msg.refusal() != nil || msg.notify(wire.Cookie) != nil) {
+		return msg, nil // COOKIE is a status type, and still refuses (RFC 7296 §2.6)
 	}
 	for _, t := range r.required {
 		if !seen[t] {

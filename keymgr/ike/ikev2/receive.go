@@ -162,8 +162,11 @@ func (m *Machine) open(h wire.Header, b []byte) (inner []byte, first wire.Payloa
 
 // seal makes a protected message of payloads (RFC 7296 §3.14).
 func (m *Machine) seal(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) []byte {
-	plain := wire.AppendPayloads(nil, ps)
-	sk := &wire.Encrypted{PayloadType: wire.TypeSK, Inner: wire.First(ps), Body: make([]byte, m.tx.SealedLen(len(plain)))}
+	return m.sealRaw(x, id, response, wire.First(ps), wire.AppendPayloads(nil, ps))
+}
+
+func (m *Machine) sealRaw(x wire.ExchangeType, id uint32, response bool, first wire.PayloadType, plain []byte) []byte {
+	sk := &wire.Encrypted{PayloadType: wire.TypeSK, Inner: first, Body: make([]byte, m.tx.SealedLen(len(plain)))}
 	b := wire.AppendMessage(nil, m.header(x, id, response), []wire.Payload{sk})
 	aad := b[:len(b)-len(sk.Body)]
 	out, err := m.tx.Seal(m.env.Rand, aad, aad, plain)
@@ -183,4 +186,30 @@ func (m *Machine) header(x wire.ExchangeType, id uint32, response bool) wire.Hea
 		h.Flags |= wire.FlagResponse
 	}
 	return h
+}
+
+// Describe prints a datagram that this machine has sent or could receive, with
+// what is inside of SK when the keys are there. It is for logs and tests, and
+// shows no key material.
+func (m *Machine) Describe(b []byte, sent bool) string {
+	h, ps, err := wire.Parse(b)
+	if err != nil {
+		return err.Error()
+	}
+	c := m.rx
+	if sent {
+		c = m.tx
+	}
+	if h.Next != wire.TypeSK || c == nil {
+		return wire.Describe(h, ps)
+	}
+	sk := ps[0].(*wire.Encrypted)
+	inner, err := c.Open(nil, b[:len(b)-len(sk.Body)], sk.Body)
+	if err == nil {
+		ps, err = wire.ParsePayloads(sk.Inner, inner)
+	}
+	if err != nil {
+		return h.String() + " { SK: " + err.Error() + " }"
+	}
+	return wire.Describe(h, ps)
 }

@@ -2,7 +2,7 @@ package ikev2
 
 import (
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -90,12 +90,16 @@ func (m *Machine) rekeyIKEResponse(msg *message) {
 		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, x.Message.String(), "the peer refused to rekey the IKE SA with "+x.Message.String(), "look at the peer's log"))
 		return
 	}
-	c, err := accept(m.peer.Proposals, msg.sa, 8)
+	var c choice
+	err := errors.New("the response lacks an SA or Nonce payload")
+	if msg.sa != nil && msg.nonce != nil {
+		c, err = accept(m.peer.Proposals, msg.sa, 8)
+	}
 	if err == nil && (msg.ke == nil || msg.ke.Method != t.half.Method || c.suite.KE.ID != t.half.Method) {
-		err = fmt.Errorf("the response's key exchange is not the one asked for")
+		err = errors.New("the response's key exchange is not the one asked for")
 	}
 	if err == nil && binary.BigEndian.Uint64(c.proposal.SPI) == 0 {
-		err = fmt.Errorf("the peer's new IKE SPI is zero")
+		err = errors.New("the peer's new IKE SPI is zero")
 	}
 	if err != nil {
 		// The peer has an IKE SA that we do not: start over.

@@ -51,6 +51,7 @@ type task struct {
 	nego     *negotiation // of a CHILD SA
 	ike      *ikeNegotiation
 	crossed  *negotiation    // the peer's rekey of the same CHILD SA (collide.go)
+	dead     []ipsec.SPI     // deleted by the peer while our request was under way
 	crossIKE *ikeNegotiation // the peer's rekey of the IKE SA
 
 	exchange wire.ExchangeType

@@ -27,7 +27,8 @@ type serve struct {
 	auth    *authServe
 	child   *negotiation
 	ike     *ikeNegotiation
-	deleted []*child // informational.go: what the peer has closed
+	deleted []*child // informational.go: what the peer has closed,
+	held    []*child // and what takes its place
 }
 
 // outOfWindow is why a message ID cannot be dealt with, "" when it can.

@@ -1,0 +1,318 @@
+package iketest
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// Host is one node: its machines, and its worker's SAs.
+type Host struct {
+	Name    string
+	Addr    netip.Addr
+	Policy  *ipsec.NodePolicy
+	Secrets map[string][]string // by reference, best first
+	NAT     *NAT                // in front of this host, or nil
+	Cookies ipsec.Secret        // ask for cookies, when set
+
+	// Answer, when set, may change or hold back (nil) an answer to an effect.
+	Answer func(ike.Effect, ike.Event) ike.Event
+
+	Machines  []ike.Machine // that are not done
+	SAs       []ipsec.SA    // of the worker, in the order of installation
+	Log       []string      // install and remove, in order
+	Up        []ike.Child
+	Down      []ike.ChildDown
+	Failures  []ike.Failure
+	Drops     map[string]int
+	Done      []string
+	Contacts  int // InitialContact
+	Moves     []ike.Move
+	Needs     map[string]int // NeedPSK, NeedKE
+	Installed int            // SAs ever installed
+
+	net  *Net
+	env  ike.Env
+	spi  ipsec.SPI
+	id   uint64
+	init map[uint64]ike.Machine // responders by the initiator's SPI
+}
+
+// NAT rewrites the source of what its host sends.
+type NAT struct {
+	Public netip.Addr
+	ports  map[netip.AddrPort]uint16 // inside to outside
+	next   uint16
+}
+
+// Rebind forgets all mappings: what comes next leaves from other ports.
+func (x *NAT) Rebind() { x.ports = nil }
+
+func (x *NAT) out(a netip.AddrPort) netip.AddrPort {
+	if x.ports == nil {
+		x.ports = map[netip.AddrPort]uint16{}
+	}
+	if x.next == 0 {
+		x.next = 20000
+	}
+	if _, ok := x.ports[a]; !ok {
+		x.ports[a] = x.next
+		x.next++
+	}
+	return netip.AddrPortFrom(x.Public, x.ports[a])
+}
+
+func (x *NAT) in(a netip.AddrPort) (netip.AddrPort, bool) {
+	for inside, port := range x.ports {
+		if port == a.Port() && a.Addr() == x.Public {
+			return inside, true
+		}
+	}
+	return netip.AddrPort{}, false
+}
+
+type source struct{ r *rand.Rand }
+
+func (s source) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(s.r.Uint32())
+	}
+	return len(b), nil
+}
+
+// Add adds a host.
+func (n *Net) Add(name, addr string, policy *ipsec.NodePolicy) *Host {
+	h := &Host{Name: name, Addr: netip.MustParseAddr(addr), Policy: policy, Secrets: map[string][]string{},
+		Drops: map[string]int{}, Needs: map[string]int{}, net: n, init: map[uint64]ike.Machine{}, spi: ipsec.SPI(0x1000 * (len(n.hosts) + 1))}
+	h.env = ike.Env{
+		Rand:     source{rand.New(rand.NewPCG(n.Rand.Uint64(), 2))},
+		AllocSPI: func() ipsec.SPI { h.spi++; return h.spi },
+		NextID:   func() uint64 { h.id++; return h.id },
+	}
+	n.hosts = append(n.hosts, h)
+	return h
+}
+
+// Connect starts a negotiation with the first peer, for a rule.
+func (h *Host) Connect(rule string, packet *ipsec.Flow) *ikev2.Machine {
+	p := h.Policy.Peers[0]
+	m := ikev2.NewInitiator(h.env, h.Policy, p, ike.Path{Node: h.Name,
+		Local: netip.AddrPortFrom(h.Addr, 500), Remote: netip.AddrPortFrom(p.Remote[0], 500)})
+	h.Machines = append(h.Machines, m)
+	h.handle(m, ike.CreateChild{Rule: rule, Packet: packet})
+	return m
+}
+
+// Machine is the newest machine in a state.
+func (h *Host) Machine(states ...string) *ikev2.Machine {
+	for _, m := range slices.Backward(h.Machines) {
+		if len(states) == 0 || slices.Contains(states, m.Info().State) {
+			return m.(*ikev2.Machine)
+		}
+	}
+	return nil
+}
+
+// Do gives an event to the newest machine.
+func (h *Host) Do(ev ike.Event) {
+	m := h.Machine()
+	if m == nil {
+		h.net.TB.Fatalf("%s has no machine for %T", h.Name, ev)
+	}
+	h.handle(m, ev)
+}
+
+// Tell gives an event to a machine.
+func (h *Host) Tell(m ike.Machine, ev ike.Event) { h.handle(m, ev) }
+
+// Children are the CHILD SAs of all machines.
+func (h *Host) Children() []ike.Child {
+	var out []ike.Child
+	for _, m := range h.Machines {
+		out = append(out, m.Info().Children...)
+	}
+	return out
+}
+
+// Failure is the last failure, zero for none.
+func (h *Host) Failure() ike.Failure {
+	if len(h.Failures) == 0 {
+		return ike.Failure{}
+	}
+	return h.Failures[len(h.Failures)-1]
+}
+
+// deliver takes a packet from the network.
+func (h *Host) deliver(p Packet) {
+	local := p.Dst
+	if h.NAT != nil {
+		inside, ok := h.NAT.in(p.Dst)
+		if !ok {
+			h.Drops["nat"]++
+			return
+		}
+		local = inside
+	}
+	path := ike.Path{Node: h.Name, Local: local, Remote: p.Src}
+	ev := ike.Datagram{Path: path, Data: slices.Clone(p.Data)}
+	hd, _ := wire.ParseHeader(p.Data)
+	if m := h.route(hd); m != nil {
+		h.handle(m, ev)
+		return
+	}
+	if hd.Exchange != wire.IKESAInit || hd.Response() || hd.SPIr != 0 || hd.SPIi == 0 {
+		h.Drops["no machine"]++
+		return
+	}
+	if !h.Cookies.IsZero() {
+		challenge, ok := ikev2.CheckCookie([]ipsec.Secret{h.Cookies}, ev)
+		if !ok {
+			if challenge != nil {
+				h.send(nil, ike.Send{Path: path, Data: challenge})
+			}
+			return
+		}
+	}
+	m := ikev2.NewResponder(h.env, h.Policy, h.Policy.Peers, path)
+	h.Machines = append(h.Machines, m)
+	h.init[hd.SPIi] = m
+	h.handle(m, ev)
+}
+
+func (h *Host) route(hd wire.Header) ike.Machine {
+	if hd.Exchange == wire.IKESAInit && !hd.Response() {
+		if m := h.init[hd.SPIi]; m != nil && slices.Contains(h.Machines, m) {
+			return m
+		}
+		return nil
+	}
+	own := hd.SPIi
+	if hd.FromInitiator() {
+		own = hd.SPIr
+	}
+	for _, m := range h.Machines {
+		if i := m.Info(); i.LocalSPI == own && own != 0 && i.Initiator != hd.FromInitiator() {
+			return m
+		}
+	}
+	return nil
+}
+
+// handle gives an event to a machine and performs its effects.
+func (h *Host) handle(m ike.Machine, ev ike.Event) {
+	for _, e := range m.Handle(h.net.Now, ev) {
+		switch e := e.(type) {
+		case ike.Send:
+			h.send(m, e)
+		case ike.Install:
+			for _, sa := range e.SAs {
+				h.Log = append(h.Log, "install "+sa.Direction.String()+" "+sa.SPI.String())
+				h.Installed++
+			}
+			h.SAs = append(h.SAs, e.SAs...)
+			h.answer(m, e, ike.Installed{ID: e.ID})
+		case ike.Remove:
+			for _, id := range e.SAs {
+				i := slices.IndexFunc(h.SAs, func(s ipsec.SA) bool { return s.ID == id })
+				if i < 0 {
+					h.net.TB.Errorf("%s removes %s, which is not installed", h.Name, id)
+					continue
+				}
+				h.Log = append(h.Log, "remove "+h.SAs[i].Direction.String()+" "+h.SAs[i].SPI.String())
+				h.SAs = slices.Delete(h.SAs, i, i+1)
+			}
+		case ike.NeedPSK:
+			h.Needs["psk"]++
+			a := ike.PSKs{ID: e.ID}
+			for _, ref := range e.Refs {
+				for _, s := range h.Secrets[ref] {
+					a.Secrets = append(a.Secrets, ipsec.NewSecret([]byte(s)))
+				}
+			}
+			if a.Secrets == nil {
+				a.Err = errors.New("no secret " + e.Refs[0])
+			}
+			h.answer(m, e, a)
+		case ike.NeedKE:
+			h.Needs["ke"]++
+			h.answer(m, e, ikev2.PerformKE(h.env.Rand, e))
+		case ike.Spawn:
+			h.Machines = append(h.Machines, e.Machine)
+		case ike.Dropped:
+			h.Drops[e.Why]++
+		case ike.ChildUp:
+			h.Up = append(h.Up, e.Child)
+		case ike.ChildDown:
+			h.Down = append(h.Down, e)
+		case ike.Failed:
+			h.Failures = append(h.Failures, e.Failure)
+		case ike.InitialContact:
+			h.Contacts++
+		case ike.Move:
+			h.move(e)
+		case ike.Established:
+		case ike.Done:
+			h.Done = append(h.Done, e.Why)
+			h.Machines = slices.DeleteFunc(h.Machines, func(x ike.Machine) bool { return x == m })
+		}
+	}
+}
+
+func (h *Host) move(e ike.Move) {
+	h.Moves = append(h.Moves, e)
+	for i := range h.SAs {
+		if slices.Contains(e.SAs, h.SAs[i].ID) {
+			h.SAs[i].Remote = e.Remote.Addr()
+			h.SAs[i].Encap = &ipsec.UDPEncap{LocalPort: h.SAs[i].Encap.LocalPort, RemotePort: e.Remote.Port()}
+		}
+	}
+}
+
+func (h *Host) answer(m ike.Machine, e ike.Effect, ev ike.Event) {
+	if h.Answer != nil {
+		if ev = h.Answer(e, ev); ev == nil {
+			return
+		}
+	}
+	if a, ok := ev.(ike.Installed); ok && a.Err != nil { // all or none
+		for _, sa := range e.(ike.Install).SAs {
+			h.SAs = slices.DeleteFunc(h.SAs, func(s ipsec.SA) bool { return s.ID == sa.ID })
+		}
+	}
+	h.net.answers = append(h.net.answers, answer{host: h, m: m, ev: ev, at: h.net.Now.Add(delay / 5), order: h.net.next()})
+}
+
+func (h *Host) send(m ike.Machine, e ike.Send) {
+	src := e.Path.Local
+	if h.NAT != nil {
+		src = h.NAT.out(src)
+	}
+	p := Packet{From: h, Src: src, Dst: e.Path.Remote, Data: e.Data}
+	if x, ok := m.(*ikev2.Machine); ok {
+		p.Text = x.Describe(e.Data, true)
+	} else if hd, ps, err := wire.Parse(e.Data); err == nil {
+		p.Text = wire.Describe(hd, ps)
+	}
+	for _, to := range h.net.hosts {
+		if to.NAT == nil && to.Addr == p.Dst.Addr() || to.NAT != nil && to.NAT.Public == p.Dst.Addr() {
+			p.To = to
+			h.net.send(p)
+			return
+		}
+	}
+	h.Drops["no such address"]++
+}
+
+// Tick gives the machines of a host a traffic report: inbound traffic now.
+func (h *Host) Tick() {
+	for _, m := range slices.Clone(h.Machines) {
+		h.handle(m, ike.ChildActivity{Received: h.net.Now.Add(-time.Millisecond)})
+	}
+}
