@@ -221,8 +221,8 @@ func TestBurst(t *testing.T) {
 // written (RFC 4303 §3.3.3).
 func TestSealRefusesNumbers(t *testing.T) {
 	sealer, _ := suites[0].pair(t, false)
-	buf := make([]byte, 100)
 	for seq, want := range map[uint64]packet.Why{0: packet.WhySeqZero, 1 << 32: packet.WhySeqRange, 1<<32 - 1: packet.WhyOK} {
+		buf := make([]byte, 100)
 		if _, why := sealer.Seal(buf, 10, 4, seq); why != want {
 			t.Errorf("sequence number %d: %s, want %s", seq, why, want)
 		}
@@ -230,7 +230,7 @@ func TestSealRefusesNumbers(t *testing.T) {
 			t.Errorf("sequence number %d: wrote to the buffer", seq)
 		}
 	}
-	if _, why := sealer.Seal(buf[:20], 10, 4, 1); why != packet.WhyNoRoom {
+	if _, why := sealer.Seal(make([]byte, 20), 10, 4, 1); why != packet.WhyNoRoom {
 		t.Errorf("short buffer: %s", why)
 	}
 }

@@ -392,10 +392,11 @@ func TestMemory(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		each := (after.HeapAlloc - before.HeapAlloc) / n
 		t.Logf("%s: %d octets for each SA, without its window and selectors", dir, each)
-		if each > 2200 {
+		if each > 1600 { // half of it is the standard library's AES-GCM state
 			t.Errorf("%s: %d octets for each SA", dir, each)
 		}
 		runtime.KeepAlive(d)
+		runtime.KeepAlive(sas)
 	}
 }
 
