@@ -4,6 +4,9 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
+// WhyEventsLost counts, among Counters.Whys, events that found no room.
+const WhyEventsLost = "events-lost"
+
 // Event is what a backend reports by itself.
 type Event interface{ event() }
 

@@ -10,7 +10,10 @@
 // fragments are reassembled and outer routes followed there, and the engine sees
 // ESP only.
 //
+// Fragments from the TUN travel as they are in tunnel mode on SAs whose ports
+// are ANY, and are reassembled otherwise. Inner fragments from the network must
+// meet selectors whose ports are ANY.
+//
 // Limits. Transport mode does not carry IPv4 options or IPv6 extension headers
-// that stand before ESP, nor fragments (RFC 4303 §3.1.1). Tunnel mode carries
-// fragments on SAs whose ports are ANY.
+// that stand before ESP.
 package engine

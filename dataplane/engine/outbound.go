@@ -29,6 +29,14 @@ type route struct {
 	out     *outSA
 }
 
+// carriesFragments reports whether fragments of the flow travel as they are.
+func (r *route) carriesFragments(s *state) bool {
+	if r.out != nil {
+		return r.out.SA().Mode == ipsec.ModeTunnel
+	}
+	return s.table.Rules[r.verdict.Rule].Template.Mode == ipsec.ModeTunnel
+}
+
 // outWorker takes packets from one TUN queue to the sockets.
 type outWorker struct {
 	e       *Engine
@@ -46,7 +54,8 @@ type outWorker struct {
 	head  [maxTrainHeader]byte
 	icmp  [packet.TooBigLen]byte
 
-	counts counts
+	fragments reassembler
+	counts    counts
 }
 
 // sendQueue is what will be sent on one socket. Packets of one path and equal
@@ -61,6 +70,7 @@ type sendQueue struct {
 
 func newOutWorker(e *Engine, id int, t netio.Tun) *outWorker {
 	w := &outWorker{e: e, id: id, cache: spd.NewCache[route](flowSlots), tun: t.Writer(), buf: make([]byte, sendBuffer)}
+	w.fragments.counts = &w.counts
 	for i := range e.cfg.Sockets {
 		w.senders = append(w.senders, e.cfg.Sockets[i].Conn.Sender())
 		w.queue = append(w.queue, sendQueue{train: e.cfg.Sockets[i].Port != 0})
@@ -114,6 +124,12 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 	r := w.cache.Find(&k, s.stamp)
 	if r == nil {
 		r = w.cache.Put(&k, s.stamp, w.route(s, &k))
+	}
+	if h.Fragment() && (r.why == packet.WhyFragment || r.verdict.Action == ipsec.ActionSecure && !r.carriesFragments(s)) {
+		if whole := w.fragments.add(b, &h, w.now); whole != nil {
+			w.packet(whole, netio.Offload{})
+		}
+		return
 	}
 	if r.verdict.Rule >= 0 {
 		hit := &s.hits[r.verdict.Rule]

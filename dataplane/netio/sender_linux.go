@@ -159,7 +159,7 @@ func (t *SocketSender) fill(i int, m *Message) {
 // port is 0 for a raw socket, which refuses any other (RFC 3493 leaves it open;
 // Linux checks it against the protocol).
 func (t *SocketSender) port(to netip.AddrPort) uint16 {
-	if t.s.cfg.Raw {
+	if t.s.cfg.Raw || t.s.cfg.Whole {
 		return 0
 	}
 	return to.Port()

@@ -17,6 +17,11 @@ type SocketConfig struct {
 	IPv6 bool
 	Port uint16 // UDP port; ignored for a raw socket
 	Raw  bool   // IP protocol 50 instead of UDP
+
+	// Whole is a socket that sends packets with the IP header they have, and
+	// receives nothing.
+	Whole bool
+
 	Mark uint32 // SO_MARK of what is sent; 0 for none
 
 	// PathMTU is told what ICMP says of the path to an address, on the
@@ -67,8 +72,11 @@ func OpenSocket(cfg SocketConfig) (*Socket, SocketFeatures, error) {
 	if cfg.IPv6 {
 		family = unix.AF_INET6
 	}
-	if cfg.Raw {
+	switch {
+	case cfg.Raw:
 		kind, proto = unix.SOCK_RAW, unix.IPPROTO_ESP
+	case cfg.Whole:
+		kind, proto = unix.SOCK_RAW, unix.IPPROTO_RAW // implies IP_HDRINCL
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 	if err != nil {
@@ -93,8 +101,11 @@ func (c SocketConfig) String() string {
 	if c.IPv6 {
 		v = 6
 	}
-	if c.Raw {
+	switch {
+	case c.Raw:
 		return fmt.Sprintf("raw ESP socket over IPv%d", v)
+	case c.Whole:
+		return fmt.Sprintf("socket for whole IPv%d packets", v)
 	}
 	return fmt.Sprintf("UDP port %d over IPv%d", c.Port, v)
 }
@@ -115,12 +126,17 @@ func (s *Socket) setUp(fd int) error {
 	}
 	if s.cfg.IPv6 {
 		opts = []opt{
-			{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{"IPV6_RECVPKTINFO", unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 			{"IPV6_RECVTCLASS", unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
 			{"IPV6_RECVERR", unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1},
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_WANT},
 		}
+	}
+	if s.cfg.IPv6 && !s.cfg.Raw {
+		opts = append(opts, opt{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1})
+	}
+	if s.cfg.Whole {
+		opts = nil
 	}
 	if s.cfg.Mark != 0 {
 		opts = append(opts, opt{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, int(s.cfg.Mark)})
@@ -139,7 +155,7 @@ func (s *Socket) setUp(fd int) error {
 			}
 		}
 	}
-	if s.cfg.Raw {
+	if s.cfg.Raw || s.cfg.Whole {
 		return nil
 	}
 	s.features.GSO = probe(fd, unix.UDP_SEGMENT)
@@ -237,7 +253,7 @@ func (s *Socket) take(m *Message, i int) bool {
 }
 
 func (s *Socket) port() uint16 {
-	if s.cfg.Raw {
+	if s.cfg.Raw || s.cfg.Whole {
 		return 0
 	}
 	return s.cfg.Port

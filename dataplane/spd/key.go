@@ -35,7 +35,7 @@ const (
 	flagV4    = 1 << 2
 	flagV6    = 1 << 3
 	flagPorts = 1 << 4
-	flagFrag  = 1 << 5 // a later fragment
+	flagFrag  = 1 << 5 // a fragment
 )
 
 func meta(lport, rport uint16, proto, flags uint8) uint64 {
@@ -60,16 +60,21 @@ func PacketKey(h *packet.Header, b []byte, dir ipsec.Direction) Key {
 		dst = u128{binary.BigEndian.Uint64(b[24:32]), binary.BigEndian.Uint64(b[32:40])}
 		flags |= flagV6
 	}
-	if h.HasPorts {
-		flags |= flagPorts
-	} else if h.LaterFragment() {
+	sport, dport := h.SrcPort, h.DstPort
+	switch {
+	case h.Fragment():
+		// The first fragment is treated like the others, so that a datagram
+		// has one fate.
 		flags |= flagFrag
+		sport, dport = 0, 0
+	case h.HasPorts:
+		flags |= flagPorts
 	}
 	if dir == ipsec.Inbound {
 		flags ^= flagIn | flagOut
-		return Key{dst, src, meta(h.DstPort, h.SrcPort, h.Protocol, flags)}
+		return Key{dst, src, meta(dport, sport, h.Protocol, flags)}
 	}
-	return Key{src, dst, meta(h.SrcPort, h.DstPort, h.Protocol, flags)}
+	return Key{src, dst, meta(sport, dport, h.Protocol, flags)}
 }
 
 // FlowKey is the key of a flow, for explaining what would happen to it.
