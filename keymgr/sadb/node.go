@@ -2,6 +2,8 @@ package sadb
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -14,7 +16,8 @@ type Node struct {
 	incarnation uint64
 	sas         map[ipsec.SAID]*entry
 	orphans     map[ipsec.SAID]push.Held
-	spis        map[ipsec.SPI]ipsec.SAID // inbound, orphans included
+	orphansOf   map[string]map[ipsec.SAID]bool // by rule
+	spis        map[ipsec.SPI]ipsec.SAID       // inbound, orphans included
 	installed   int
 }
 
@@ -37,10 +40,11 @@ type entry struct {
 // SA with such an ID that a worker has and that is not desired was removed.
 func New(base ipsec.SAID) *Node {
 	return &Node{
-		base:    base,
-		sas:     make(map[ipsec.SAID]*entry),
-		orphans: make(map[ipsec.SAID]push.Held),
-		spis:    make(map[ipsec.SPI]ipsec.SAID),
+		base:      base,
+		sas:       make(map[ipsec.SAID]*entry),
+		orphans:   make(map[ipsec.SAID]push.Held),
+		orphansOf: make(map[string]map[ipsec.SAID]bool),
+		spis:      make(map[ipsec.SPI]ipsec.SAID),
 	}
 }
 
@@ -119,8 +123,7 @@ func (n *Node) setInstalled(e *entry, ok bool) {
 // Delete makes an SA, or an orphan, undesired and reports whether it was known.
 func (n *Node) Delete(id ipsec.SAID) (push.Remove, bool) {
 	if h, ok := n.orphans[id]; ok {
-		delete(n.orphans, id)
-		n.freeSPI(h.Direction, h.SPI, id)
+		n.forgetOrphan(h)
 		return push.Remove{ID: id}, true
 	}
 	e := n.sas[id]
@@ -170,25 +173,35 @@ func (n *Node) Abandon(id ipsec.SAID) {
 	}
 	n.setInstalled(e, false)
 	delete(n.sas, id)
-	n.orphans[id] = push.Held{ID: id, SPI: e.sa.SPI, Direction: e.sa.Direction, Rule: e.sa.Rule, Child: e.sa.Child, Top: max(e.top, e.used), LeaseLast: e.next}
+	n.addOrphan(push.Held{ID: id, SPI: e.sa.SPI, Direction: e.sa.Direction, Rule: e.sa.Rule, Child: e.sa.Child, Top: max(e.top, e.used), LeaseLast: e.next})
+}
+
+func (n *Node) addOrphan(h push.Held) {
+	if old, ok := n.orphans[h.ID]; ok {
+		n.forgetOrphan(old)
+	}
+	n.orphans[h.ID] = h
+	if n.orphansOf[h.Rule] == nil {
+		n.orphansOf[h.Rule] = make(map[ipsec.SAID]bool)
+	}
+	n.orphansOf[h.Rule][h.ID] = true
+	if h.Direction == ipsec.Inbound {
+		n.spis[h.SPI] = h.ID
+	}
+}
+
+func (n *Node) forgetOrphan(h push.Held) {
+	delete(n.orphans, h.ID)
+	if delete(n.orphansOf[h.Rule], h.ID); len(n.orphansOf[h.Rule]) == 0 {
+		delete(n.orphansOf, h.Rule)
+	}
+	n.freeSPI(h.Direction, h.SPI, h.ID)
 }
 
 // OrphansOf lists the orphans of a rule.
 func (n *Node) OrphansOf(rule string) []ipsec.SAID {
-	var ids []ipsec.SAID
-	for id, h := range n.orphans {
-		if h.Rule == rule {
-			ids = append(ids, id)
-		}
-	}
-	return ids
+	return slices.Sorted(maps.Keys(n.orphansOf[rule]))
 }
 
 // OrphanRules lists the rules that orphans serve.
-func (n *Node) OrphanRules() map[string]bool {
-	rules := make(map[string]bool)
-	for _, h := range n.orphans {
-		rules[h.Rule] = true
-	}
-	return rules
-}
+func (n *Node) OrphanRules() []string { return slices.Sorted(maps.Keys(n.orphansOf)) }

@@ -168,7 +168,7 @@ func TestLeasesEndInARekey(t *testing.T) {
 		n := sadb.New(base)
 		op, _ := n.Put(epoch, outbound(base, false))
 		last := op.SA.Lease.Last
-		for {
+		for range 1000 {
 			g, err := n.Grant(base, last-1)
 			if errors.Is(err, sadb.ErrExhausted) {
 				break
@@ -189,7 +189,7 @@ func TestLeasesEndInARekey(t *testing.T) {
 		}
 		n.Settle(base, true)
 		incarnation, last := uint64(1), uint64(0)
-		for {
+		for incarnation < 1000 {
 			p := n.Attach(epoch, incarnation, nil) // restarts that never send a packet
 			incarnation++
 			if len(p.Stuck) == 1 {

@@ -39,18 +39,14 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 		case e != nil:
 			e.use(h.Top)
 		case h.ID < n.base || n.orphans[h.ID].ID != 0:
-			n.orphans[h.ID] = h
-			if h.Direction == ipsec.Inbound {
-				n.spis[h.SPI] = h.ID
-			}
+			n.addOrphan(h)
 		default:
 			remove = append(remove, push.Remove{ID: h.ID})
 		}
 	}
 	for id, h := range n.orphans {
 		if !held[id] {
-			delete(n.orphans, id)
-			n.freeSPI(h.Direction, h.SPI, id)
+			n.forgetOrphan(h)
 		}
 	}
 	for id, e := range n.sas {

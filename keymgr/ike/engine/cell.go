@@ -33,6 +33,7 @@ type cell struct {
 	rules       set[string]     // negotiations it has under way
 	children    set[uint64]     // CHILD SAs that are up
 	heir        *cell           // took over after a rekey of the IKE SA
+	redundant   bool            // another IKE SA does its work: it ends with its last CHILD SA
 }
 
 func (c *cell) post(ev ike.Event) { c.shard.inbox.post(item{cell: c, event: ev}) }

@@ -12,7 +12,7 @@ import (
 // when both ends start at once, and all of them work, so there is no hurry. The
 // one with the lowest SPI stays: both ends see the same two SPIs of each, so
 // both choose alike. An IKE SA that is left empty beside another one with the
-// same peer is closed with its last CHILD SA.
+// same peer is closed after its last CHILD SA.
 func (n *node) dropDuplicates(rule string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -36,10 +36,10 @@ func (n *node) dropDuplicates(rule string) {
 		if !slices.ContainsFunc(refs[:i], same) {
 			continue
 		}
-		if p := n.peers[r.cell.peer]; p != nil && len(p.up) > 1 && len(r.cell.children) == 1 {
-			r.cell.post(ike.Terminate{Why: whyDuplicate})
-		} else {
-			r.cell.post(ike.DeleteChild{Child: r.child.ID})
-		}
+		// The CHILD SA first: its outbound half goes before the peer is told, so
+		// that nothing is under way on it; a delete of the IKE SA has no such order.
+		p := n.peers[r.cell.peer]
+		r.cell.redundant = p != nil && len(p.up) > 1 && len(r.cell.children) == 1
+		r.cell.post(ike.DeleteChild{Child: r.child.ID})
 	}
 }

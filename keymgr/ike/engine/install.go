@@ -22,12 +22,66 @@ type errand struct {
 
 func (x *errand) answer(err error) { x.cell.post(ike.Installed{ID: x.id, Err: err}) }
 
+// settle is how long an outbound SA is held back that would take traffic over
+// from SAs of another IKE SA or of an earlier key manager. A responder cannot
+// know when the initiator has its inbound half in place (only a rekey's delete
+// tells), and there is no hurry while the others work.
+const settle = 500 * time.Millisecond
+
 // install performs an Install effect.
 func (n *node) install(c *cell, id uint64, sas []ipsec.SA) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	x := &errand{cell: c, id: id}
-	now := time.Now()
+	if !n.takesOver(c, sas) {
+		n.installNow(x, sas)
+		return
+	}
+	for _, sa := range sas {
+		n.held[sa.ID] = x
+	}
+	n.e.after(settle, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, sa := range sas {
+			if n.held[sa.ID] != x {
+				x.answer(fmt.Errorf("%s was removed before it was installed", sa.ID))
+				return
+			}
+			delete(n.held, sa.ID)
+		}
+		n.installNow(x, sas)
+	})
+}
+
+// takesOver reports outbound SAs of a rule that others serve at present.
+func (n *node) takesOver(c *cell, sas []ipsec.SA) bool {
+	for _, sa := range sas {
+		if sa.Direction != ipsec.Outbound {
+			return false
+		}
+		if _, known := n.sadb.SA(sa.ID); known {
+			return false
+		}
+	}
+	for _, sa := range sas {
+		if len(n.sadb.OrphansOf(sa.Rule)) != 0 {
+			return true
+		}
+		for _, r := range n.children[sa.Rule] {
+			if r.cell != c {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (n *node) installNow(x *errand, sas []ipsec.SA) {
+	c, now := x.cell, time.Now()
+	if !n.cells[c] {
+		return // the machine is gone meanwhile
+	}
 	if n.session == nil && now.Sub(n.since) >= n.e.cfg.Detached {
 		x.answer(fmt.Errorf("no worker is attached for node %q", n.name))
 		return
@@ -80,6 +134,7 @@ func (n *node) remove(ids []ipsec.SAID) {
 func (n *node) removeLocked(ids []ipsec.SAID) {
 	var ops []push.Op
 	for _, id := range ids {
+		delete(n.held, id)
 		n.disown(id)
 		if op, ok := n.sadb.Delete(id); ok {
 			ops = append(ops, op)

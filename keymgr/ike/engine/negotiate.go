@@ -10,8 +10,13 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 )
 
-// maxWaiting bounds the acquires and operators that wait for one negotiation.
-const maxWaiting = 64
+// Bounds, per negotiation, IKE SA and peer.
+const (
+	maxWaiting  = 64   // acquires and operators that wait for one negotiation
+	maxInFlight = 64   // CREATE_CHILD_SA asked of one machine at a time
+	maxQueued   = 4096 // negotiations that wait for a peer's IKE SA
+	talkTime    = 5 * time.Minute
+)
 
 // talk is the one negotiation for a rule that this node has under way.
 type talk struct {
@@ -97,10 +102,10 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 	}
 	t := &talk{}
 	switch {
-	case len(p.up) != 0:
-		t.assign(p.up[len(p.up)-1], rule)
-		t.cell.post(ike.CreateChild{Rule: rule, Packet: flow})
-	case p.connecting != nil:
+	case len(p.up) != 0 || p.connecting != nil:
+		if len(p.queued) >= maxQueued {
+			return nil, whyTooMany
+		}
 		p.queued = append(p.queued, start{rule, flow})
 	default:
 		path, ok := n.path(n.profiles[r.Peer], p.failures)
@@ -117,7 +122,33 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 		c.post(ike.CreateChild{Rule: rule, Packet: flow})
 	}
 	n.talks[rule] = t
+	n.feed(p)
+	// A machine tells how a negotiation ends; one that does not is not waited for.
+	n.e.after(talkTime, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.talks[rule] == t {
+			n.endTalk(rule, ike.Failure{Time: time.Now(), Peer: r.Peer, Rule: rule, Role: "initiator", Why: whyNoAnswer,
+				Detail: "the negotiation neither succeeded nor failed in " + talkTime.String()})
+		}
+	})
 	return t, ""
+}
+
+// feed gives waiting negotiations to a peer's IKE SA, a few at a time.
+func (n *node) feed(p *peer) {
+	for len(p.queued) != 0 && len(p.up) != 0 {
+		c := p.up[len(p.up)-1]
+		if len(c.rules) >= maxInFlight {
+			return
+		}
+		s := p.queued[0]
+		p.queued = p.queued[1:]
+		if t := n.talks[s.rule]; t != nil && t.cell == nil {
+			t.assign(c, s.rule)
+			c.post(ike.CreateChild{Rule: s.rule, Packet: s.flow})
+		}
+	}
 }
 
 // acquire serves a worker whose packet found no SA.
@@ -227,6 +258,9 @@ func (n *node) closeTalk(rule string, t *talk) {
 	delete(n.talks, rule)
 	if t.cell != nil {
 		delete(t.cell.rules, rule)
+		if p := n.peers[t.cell.peer]; p != nil {
+			n.feed(p)
+		}
 	}
 }
 
@@ -243,15 +277,8 @@ func (n *node) failuresOf(rule string) int {
 
 // childUp takes note of a CHILD SA.
 func (n *node) childUp(c *cell, ch ike.Child) {
-	n.e.stats.childrenUp.Add(1)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.children[ch.Rule] == nil {
-		n.children[ch.Rule] = make(map[uint64]childRef)
-	}
-	n.children[ch.Rule][ch.ID] = childRef{c, ch, time.Now()}
-	n.ruleOf[ch.ID] = ch.Rule
-	c.children.add(ch.ID)
 	delete(n.retries, ch.Rule)
 	if t := n.talks[ch.Rule]; t != nil {
 		// Whoever started it, the rule has an SA now. A machine that still
@@ -261,6 +288,16 @@ func (n *node) childUp(c *cell, ch ike.Child) {
 			w <- outcome{child: ch}
 		}
 	}
+	if _, again := n.ruleOf[ch.ID]; again {
+		return // an acquire crossed it
+	}
+	n.e.stats.childrenUp.Add(1)
+	if n.children[ch.Rule] == nil {
+		n.children[ch.Rule] = make(map[uint64]childRef)
+	}
+	n.children[ch.Rule][ch.ID] = childRef{c, ch, time.Now()}
+	n.ruleOf[ch.ID] = ch.Rule
+	c.children.add(ch.ID)
 	n.removeOrphansLater(ch.Rule)
 	if len(n.children[ch.Rule]) > 1 {
 		n.e.after(n.e.cfg.Drain, func() { n.dropDuplicates(ch.Rule) })
@@ -278,6 +315,9 @@ func (n *node) childDown(c *cell, id uint64, why string) {
 	}
 	r := n.children[rule][id]
 	n.forgetChild(id)
+	if c.redundant && len(c.children) == 0 {
+		c.post(ike.Terminate{Why: whyDuplicate})
+	}
 	n.e.watchers.publish(Event{Kind: KindChildDown, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &r.child,
 		Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q ended: %s", r.child.SPIIn, r.child.SPIOut, rule, why)})
 }

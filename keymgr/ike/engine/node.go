@@ -41,6 +41,7 @@ type node struct {
 	nonce     uint64
 	waiting   []*errand // installs that wait for a worker
 	owners    map[ipsec.SAID]*cell
+	held      map[ipsec.SAID]*errand // outbound installs that are held back a moment
 
 	// Machines and negotiations.
 	cells    map[*cell]bool
@@ -62,7 +63,7 @@ type childRef struct {
 type peer struct {
 	up         []*cell // established, oldest first
 	connecting *cell   // an initiator that is not established yet
-	queued     []start // for connecting, once it is established
+	queued     []start // negotiations that wait for an IKE SA with room
 	backOff
 }
 
@@ -90,6 +91,7 @@ func newNode(e *Engine, name string) *node {
 		e: e, name: name,
 		sadb:     sadb.New(e.firstID),
 		owners:   make(map[ipsec.SAID]*cell),
+		held:     make(map[ipsec.SAID]*errand),
 		cells:    make(map[*cell]bool),
 		peers:    make(map[string]*peer),
 		talks:    make(map[string]*talk),
@@ -172,14 +174,7 @@ func (n *node) established(c *cell, info ike.Info) {
 	if p.connecting == c {
 		p.connecting = nil
 	}
-	// An IKE SA that the peer started serves as well as the one still trying.
-	for _, s := range p.queued {
-		if t := n.talks[s.rule]; t != nil {
-			t.assign(c, s.rule)
-			c.post(ike.CreateChild{Rule: s.rule, Packet: s.flow})
-		}
-	}
-	p.queued = nil
+	n.feed(p) // an IKE SA that the peer started serves as well as one of ours
 	n.e.watchers.publish(Event{Kind: KindIKEUp, Node: n.name, Peer: c.peer, SPI: info.LocalSPI,
 		Detail: "IKE SA with " + info.RemoteID + " at " + info.Path.Remote.String() + " is up, " + info.Suite.String()})
 }
@@ -200,6 +195,8 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 		if p.connecting == c {
 			p.connecting = nil
 			p.fail(&n.e.cfg, f)
+		}
+		if len(p.up) == 0 && p.connecting == nil {
 			n.endQueued(p, f)
 		}
 	}

@@ -131,7 +131,7 @@ func (n *node) replaceOrphans() {
 	if n.policy == nil || n.session == nil {
 		return
 	}
-	for rule := range n.sadb.OrphanRules() {
+	for _, rule := range n.sadb.OrphanRules() {
 		if n.rules[rule] == nil {
 			n.removeOrphansLater(rule)
 			continue

@@ -30,6 +30,7 @@ const (
 	whyMachine    = "MACHINE_REFUSED"
 	whyIgnored    = "REQUEST_IGNORED"
 	whyPanic      = "INTERNAL_ERROR"
+	whyNoAnswer   = "NO_OUTCOME"
 	whyTimeout    = "HALF_OPEN_TIMEOUT"
 	whyDuplicate  = "DUPLICATE_CHILD_SA"
 )
