@@ -2,6 +2,8 @@ package cred
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -89,8 +91,11 @@ type Cache struct {
 	stats   CacheStats
 }
 
-// entry is one reference; Cache.mu guards it. It is only ever held by pointer:
-// formatting a Cache must not reach the secrets in it.
+// Format keeps every verb from reaching the secrets: fmt prints unexported
+// fields without asking them how.
+func (c *Cache) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[cache of secrets]") }
+
+// entry is one reference; Cache.mu guards it.
 type entry struct {
 	ref      string
 	reading  Reading
@@ -110,6 +115,10 @@ func NewCache(src Source, opt CacheOptions) *Cache {
 func (c *Cache) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, Errorf(Unavailable, ref, "not asked for: %w", err)
+	}
+	// What is not a reference may be a secret: it must not become a key of entries.
+	if _, err := ParseRef(ref); err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	now := c.opt.Now()

@@ -1,6 +1,7 @@
 package static_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -153,5 +154,23 @@ func TestAFolderWhereAFileShouldBe(t *testing.T) {
 	f.Write(t, "web-db.psk", key)
 	if _, err := f.PSK(t.Context(), "file:web-db.psk/more"); cred.KindOf(err) != cred.Invalid {
 		t.Errorf("got %v, want Invalid", err)
+	}
+}
+
+func BenchmarkPSK(b *testing.B) {
+	dir := b.TempDir()
+	if err := errors.Join(os.Chmod(dir, 0o700), os.WriteFile(filepath.Join(dir, "web-db.psk"), []byte(key), 0o600)); err != nil {
+		b.Fatal(err)
+	}
+	s, err := static.Open(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.PSK(b.Context(), "file:web-db.psk"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
