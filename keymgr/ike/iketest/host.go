@@ -286,7 +286,11 @@ func (h *Host) answer(m ike.Machine, e ike.Effect, ev ike.Event) {
 			h.SAs = slices.DeleteFunc(h.SAs, func(s ipsec.SA) bool { return s.ID == sa.ID })
 		}
 	}
-	h.net.answers = append(h.net.answers, answer{host: h, m: m, ev: ev, at: h.net.Now.Add(delay / 5), order: h.net.next()})
+	d := delay / 5
+	if h.net.AnswerDelay != nil {
+		d = h.net.AnswerDelay()
+	}
+	h.net.answers = append(h.net.answers, answer{host: h, m: m, ev: ev, at: h.net.Now.Add(d), order: h.net.next()})
 }
 
 func (h *Host) send(m ike.Machine, e ike.Send) {

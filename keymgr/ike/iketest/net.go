@@ -28,6 +28,8 @@ type Net struct {
 	Now time.Time
 	// Hook, when set, decides what becomes of a packet: none, itself, or several.
 	Hook func(Packet) []Packet
+	// AnswerDelay, when set, is how long the answer to an effect takes.
+	AnswerDelay func() time.Duration
 	// Step, when set, is called after every event.
 	Step func()
 	// Ladder holds what was sent, line by line.

@@ -243,15 +243,21 @@ func (m *Machine) installed(ev ike.Installed) {
 		if c.wait == ev.ID {
 			c.wait = 0
 			if ev.Err != nil {
-				m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, ev.Err.Error(), "look at the worker's log")})
 				c.outAsked = false
-				m.deleteChild(c.ID, WhyInstall)
+				m.installFailed(c, ev.Err)
 			} else {
 				m.up(c)
 			}
 			return
 		}
 	}
+}
+
+// installFailed closes a CHILD SA that the worker would not install.
+func (m *Machine) installFailed(c *child, err error) {
+	m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, err.Error(), "look at the worker's log")})
+	c.state = childUp // as far as the peer knows
+	m.deleteChild(c.ID, WhyInstall)
 }
 
 // deleteChild is the command.

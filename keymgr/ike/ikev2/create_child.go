@@ -244,14 +244,13 @@ func (m *Machine) taskInstalled(err error) {
 		m.task = nil
 		return
 	case err != nil:
-		m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, err.Error(), "look at the worker's log")})
 		if t.phase == phaseInstallIn {
 			c.inAsked = false
 		} else {
 			c.outAsked = false
 		}
 		m.task = nil
-		m.deleteChild(c.ID, WhyInstall)
+		m.installFailed(c, err)
 		return
 	case t.phase == phaseInstallIn:
 		t.phase, t.wait = phaseInstallOut, m.installOut(c)
@@ -327,6 +326,7 @@ func (m *Machine) badChild(spi ipsec.SPI, why, detail string) {
 	}
 	n.suite.Protocol = n.proposals[0].Protocol
 	c := m.describe(n)
+	c.state = childReplaced // nothing of it is installed
 	m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: why})
 }
 

@@ -34,7 +34,8 @@ func (m *Machine) role() string {
 	return "responder"
 }
 
-// failure is a report on the IKE SA.
+// failure is a report on the IKE SA. Without an exchange type it is about the
+// exchange that the state of the machine tells.
 func (m *Machine) failure(x wire.ExchangeType, why, detail, advice string) ike.Failure {
 	f := ike.Failure{
 		Time: m.now, Peer: m.peer.Name, Remote: m.path.Remote.String(), Role: m.role(),
@@ -49,10 +50,12 @@ func (m *Machine) failure(x wire.ExchangeType, why, detail, advice string) ike.F
 	switch {
 	case x != 0:
 		f.Exchange = x.String()
-	case m.state == stateIdle || m.first == nil:
+	case m.first != nil && m.first.response != nil:
+		f.Exchange = wire.IKEAuth.String()
+	case m.state == stateIdle || m.state == stateConnecting:
 		f.Exchange = wire.IKESAInit.String()
 	default:
-		f.Exchange = wire.IKEAuth.String()
+		f.Exchange = wire.CreateChildSA.String()
 	}
 	return f
 }

@@ -153,79 +153,6 @@ func TestEverySuiteNegotiates(t *testing.T) {
 	}
 }
 
-// RFC 7296 §2.21.2: an authentication failure is answered by
-// AUTHENTICATION_FAILED, whatever was wrong.
-func TestAuthenticationFailures(t *testing.T) {
-	tests := []struct {
-		name      string
-		change    func(web, db *iketest.Side)
-		why       string
-		responder bool // the responder refuses
-	}{
-		{"wrong secret", func(w, d *iketest.Side) { d.Secrets = []string{"another"} }, "PEER_NOT_AUTHENTICATED", true},
-		{"unknown initiator", func(w, d *iketest.Side) { d.RemoteID = "app" }, "PEER_IDENTITY", true},
-		{"wrong responder asked for", func(w, d *iketest.Side) { d.LocalID = "cache" }, "PEER_IDENTITY", true},
-		{"no secret at the responder", func(w, d *iketest.Side) { d.Secrets = nil }, "NO_CREDENTIAL", true},
-		{"no secret at the initiator", func(w, d *iketest.Side) { w.Secrets = nil }, "NO_CREDENTIAL", false},
-	}
-	for _, tc := range tests {
-		t.Run(tc.name, func(t *testing.T) {
-			n, web, db := iketest.Pair(t, 1, tc.change)
-			web.Connect("rule", nil)
-			n.Run(40 * time.Second)
-			mustBeEmpty(t, web, db)
-			at, other := db, web
-			if !tc.responder {
-				at, other = web, db
-			}
-			if f := at.Failures[0]; f.Why != tc.why || f.Detail == "" || f.Advice == "" || f.Exchange != "IKE_AUTH" {
-				t.Errorf("%s reports %+v, want %s", at.Name, f, tc.why)
-			}
-			if tc.responder && other.Failure().Why != "AUTHENTICATION_FAILED" {
-				t.Errorf("the initiator reports %+v", other.Failure())
-			}
-			if web.Installed+db.Installed != 0 {
-				t.Errorf("SAs were installed: %v %v", web.Log, db.Log)
-			}
-		})
-	}
-}
-
-// RFC 7296 §2.15: the initiator checks the responder's AUTH and identity before
-// it uses anything, and may tell it so in an INFORMATIONAL exchange (§2.21.2).
-func TestInitiatorDoesNotTrustAWrongResponder(t *testing.T) {
-	n, web, db := iketest.Pair(t, 1, nil)
-	db.Policy.Peers[0].LocalID = ipsec.Identity{} // answers with its address
-	web.Connect("rule", nil)
-	n.Run(time.Second)
-	if f := web.Failure(); f.Why != "PEER_IDENTITY" || !strings.Contains(f.Detail, "10.0.0.2") {
-		t.Errorf("the initiator reports %+v", f)
-	}
-	mustBeEmpty(t, web, db)
-	if web.Installed != 0 {
-		t.Errorf("the initiator installed %v", web.Log)
-	}
-}
-
-// Several secrets during a rotation: whoever verifies tries each.
-func TestSecretRotation(t *testing.T) {
-	t.Run("the responder has both", func(t *testing.T) {
-		_, web, _ := connected(t, 1, func(w, d *iketest.Side) { w.Secrets, d.Secrets = []string{"old"}, []string{"new", "old"} })
-		if len(web.Failures) != 0 {
-			t.Errorf("failures: %+v", web.Failures)
-		}
-	})
-	t.Run("the responder has the old one only", func(t *testing.T) {
-		n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) { w.Secrets, d.Secrets = []string{"new", "old"}, []string{"old"} })
-		web.Connect("rule", nil)
-		n.Run(40 * time.Second)
-		mustBeUp(t, n, web, db)
-		if f := web.Failure(); f.Why != "AUTHENTICATION_FAILED" || !strings.Contains(f.Advice, "tried next") {
-			t.Errorf("got %+v", f)
-		}
-	})
-}
-
 // RFC 7296 §2.7: NO_PROPOSAL_CHOSEN, and the report shows what to change.
 func TestNoProposalChosenShowsTheNearestFix(t *testing.T) {
 	t.Run("IKE", func(t *testing.T) {
@@ -270,9 +197,13 @@ func TestInvalidKEPayloadIsRetried(t *testing.T) {
 	n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) {
 		w.IKE, d.IKE = []string{"aes128gcm16-prfsha256-x25519-ecp256"}, []string{"aes128gcm16-prfsha256-ecp256"}
 	})
+	n.Hook = func(p iketest.Packet) []iketest.Packet { return []iketest.Packet{p, p} } // repeated answers are no refusal
 	web.Connect("rule", nil)
-	n.Run(time.Second)
+	n.Run(20 * time.Second)
 	mustBeUp(t, n, web, db)
+	if len(web.Failures) != 0 {
+		t.Errorf("%+v", web.Failures)
+	}
 	if !strings.Contains(n.LadderText(0), "N(INVALID_KE_PAYLOAD)") || web.Machine().Info().Suite.KE.ID != ipsec.KEP256 {
 		t.Errorf("%s", n.LadderText(0))
 	}

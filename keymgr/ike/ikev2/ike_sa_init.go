@@ -222,7 +222,11 @@ func (m *Machine) initResponse(msg *message) {
 			return
 		}
 		method := binary.BigEndian.Uint16(n.Data)
-		if method == m.task.half.Method || !offers(m.peer.Proposals, method) {
+		if method == m.task.half.Method {
+			m.drop(WhyBadInit) // repeated: this method is being tried
+			return
+		}
+		if !offers(m.peer.Proposals, method) {
 			m.refusedInit(m.failure(wire.IKESAInit, n.Message.String(),
 				fmt.Sprintf("the peer wants key exchange %s, which our suites do not have", ipsec.Transform{Type: ipsec.TransformKE, ID: method}),
 				"add it to a suite of our policy, or one of ours to the peer's"))
@@ -255,8 +259,8 @@ func (m *Machine) initResponse(msg *message) {
 	m.finish(msg.ke.Data)
 }
 
-// refusedInit remembers a refusal that anyone may have sent, and believes it
-// when nothing better comes (RFC 7296 §2.21.1).
+// refusedInit remembers a refusal that anyone may have sent. It is believed when
+// nothing better comes, to one more request either (RFC 7296 §2.21.1).
 func (m *Machine) refusedInit(f ike.Failure) {
 	if m.task.refused == nil {
 		m.task.refused = &f

@@ -161,9 +161,8 @@ func (m *Machine) answerDelete(err error) {
 		switch {
 		case next.state != childHeld: // closed meanwhile
 		case err != nil:
-			m.emit(ike.Failed{Failure: m.childFailure(wire.Informational, next.Rule, WhyInstall, err.Error(), "look at the worker's log")})
 			next.outAsked = false
-			m.deleteChild(next.ID, WhyInstall)
+			m.installFailed(next, err)
 		default:
 			m.up(next)
 		}

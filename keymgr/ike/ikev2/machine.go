@@ -231,9 +231,6 @@ func (m *Machine) localSPI() uint64 {
 func (m *Machine) terminate(why string) {
 	switch m.state {
 	case stateEstablished:
-		if m.task != nil && m.task.kind == taskDeleteIKE {
-			return
-		}
 		m.queue = []task{{kind: taskDeleteIKE, why: why}}
 	case stateDeleting:
 	default:

@@ -54,6 +54,31 @@ func TestNATMovesToPort4500(t *testing.T) {
 	}
 }
 
+// The address changes while an outbound SA is held back during a rekey: it goes
+// to the new address when it is installed.
+func TestAddressUpdateReachesAHeldSA(t *testing.T) {
+	n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) { d.AnyRemote = true })
+	web.NAT = &iketest.NAT{Public: netip.MustParseAddr("192.0.2.1")}
+	web.Connect("rule", nil)
+	n.Run(time.Second)
+	moved := false
+	n.Hook = func(p iketest.Packet) []iketest.Packet {
+		if strings.Contains(p.Text, "CREATE_CHILD_SA response") && !moved {
+			moved = true
+			web.NAT.Rebind() // the response is lost, and what follows leaves from another port
+		}
+		return []iketest.Packet{p}
+	}
+	web.Do(ike.RekeyChild{Child: web.Children()[0].ID})
+	n.Run(20 * time.Second)
+	mustBeUp(t, n, web, db)
+	for _, sa := range db.SAs {
+		if sa.Direction == ipsec.Outbound && sa.Encap.RemotePort != db.Machine().Info().Path.Remote.Port() {
+			t.Errorf("db sends to port %d, the peer is at %s", sa.Encap.RemotePort, db.Machine().Info().Path.Remote)
+		}
+	}
+}
+
 // "A host behind a NAT SHOULD NOT do this type of dynamic address update", and
 // none is done for a replayed packet.
 func TestAddressUpdateNeedsANewPacketAndANAT(t *testing.T) {

@@ -49,7 +49,7 @@ func (m *Machine) retransmit() {
 	if t.kind == taskDeleteIKE {
 		tries = deleteTries
 	}
-	if t.sent <= tries && t.refused == nil {
+	if t.sent <= tries && (t.refused == nil || t.sent == 1) {
 		m.send()
 		return
 	}

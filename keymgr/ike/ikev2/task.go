@@ -134,8 +134,12 @@ func (m *Machine) mayStart(t *task) bool {
 	if m.serve != nil && m.serve.ike != nil {
 		return t.kind == taskDeleteIKE // the peer is rekeying the IKE SA
 	}
-	if t.kind == taskRekeyIKE {
+	switch t.kind {
+	case taskRekeyIKE:
 		return m.settled()
+	case taskDeleteChild: // not before the peer knows of it, and the worker has answered
+		c := m.childByID(t.child)
+		return c == nil || c.state != childInstalling
 	}
 	return true
 }
