@@ -49,8 +49,11 @@ type Socket struct {
 	cfg      SocketConfig
 	features SocketFeatures
 
-	hdrs  [batchSize]mmsghdr
-	iovs  [batchSize]unix.Iovec
+	hdrs [batchSize]mmsghdr
+	// A raw IPv4 socket delivers the IP header too. It goes into heads, so that
+	// Data begins with the payload and keeps its whole capacity.
+	iovs  [batchSize][2]unix.Iovec
+	heads [batchSize][ipv4Header]byte
 	names [batchSize]unix.RawSockaddrInet6 // large enough for both families
 	ctl   [batchSize][controlRoom]byte
 	n     int
@@ -178,13 +181,17 @@ func (s *Socket) Recv(ms []Message) (int, error) {
 	}
 	for i := range ms {
 		ms[i].Data = ms[i].Data[:cap(ms[i].Data)]
-		s.iovs[i].Base = &ms[i].Data[0]
-		s.iovs[i].SetLen(len(ms[i].Data))
+		iov := s.iovs[i][:0]
+		if s.cfg.Raw && !s.cfg.IPv6 {
+			iov = append(iov, unix.Iovec{Base: &s.heads[i][0], Len: ipv4Header})
+		}
+		iov = append(iov, unix.Iovec{Base: &ms[i].Data[0]})
+		iov[len(iov)-1].SetLen(len(ms[i].Data))
 		h := &s.hdrs[i].hdr
 		h.Name = (*byte)(unsafe.Pointer(&s.names[i]))
 		h.Namelen = uint32(unsafe.Sizeof(s.names[i]))
-		h.Iov = &s.iovs[i]
-		h.SetIovlen(1)
+		h.Iov = &s.iovs[i][0]
+		h.SetIovlen(len(iov))
 		h.Control = &s.ctl[i][0]
 		h.SetControllen(controlRoom)
 	}
@@ -214,14 +221,23 @@ func (s *Socket) Recv(ms []Message) (int, error) {
 	return n, nil
 }
 
-// take reads the i-th received message into m. A raw IPv4 socket delivers the
-// IP header, which is cut off here.
+// ipv4Header is the length of an IPv4 header without options.
+const ipv4Header = 20
+
+// take reads the i-th received message into m.
 func (s *Socket) take(m *Message, i int) bool {
 	h := &s.hdrs[i]
 	if h.hdr.Flags&unix.MSG_TRUNC != 0 {
 		return false
 	}
-	m.Data = m.Data[:h.len]
+	head := 0
+	if s.cfg.Raw && !s.cfg.IPv6 {
+		if h.len < ipv4Header {
+			return false
+		}
+		head = ipv4Header
+	}
+	m.Data = m.Data[:int(h.len)-head]
 	m.Segment, m.TOS = 0, 0
 	m.Local = netip.AddrPortFrom(netip.Addr{}, s.port())
 	if s.cfg.IPv6 {
@@ -235,15 +251,14 @@ func (s *Socket) take(m *Message, i int) bool {
 	if s.cfg.Raw {
 		m.Remote = netip.AddrPortFrom(m.Remote.Addr(), 0)
 		if !s.cfg.IPv6 {
-			if len(m.Data) < 20 {
+			m.TOS = s.heads[i][1]
+			options := int(s.heads[i][0]&15)*4 - ipv4Header
+			if options < 0 || options > len(m.Data) {
 				return false
 			}
-			n := int(m.Data[0]&15) * 4
-			if n < 20 || n > len(m.Data) {
-				return false
-			}
-			m.TOS = m.Data[1]
-			m.Data = m.Data[n:]
+			// Moved, not sliced off: a slice that lost its beginning would come
+			// back for the next receive with less room.
+			m.Data = m.Data[:copy(m.Data, m.Data[options:])]
 		}
 	}
 	if m.Segment >= len(m.Data) {
