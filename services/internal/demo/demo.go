@@ -60,6 +60,9 @@ func Run(ctx context.Context, o Options) error {
 	defer os.RemoveAll(dir)
 	defer d.stop()
 	if err := d.run(ctx); err != nil {
+		for _, h := range hosts {
+			_ = d.testudo(context.WithoutCancel(ctx), "worker", "status", "--admin", d.socket("workerd-"+h.name))
+		}
 		d.printLogs()
 		return err
 	}
