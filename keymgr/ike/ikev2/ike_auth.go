@@ -155,8 +155,8 @@ func (m *Machine) refuseAuth(why, detail, advice string) {
 	m.state = stateRefused
 }
 
-// answerAuth is the responder's response; child is nil when the CHILD SA was
-// refused with a notify.
+// answerAuth is the responder's response: with the CHILD SA n, or with the notify
+// that refuses it.
 func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	m.defaultID()
 	id := &wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}
