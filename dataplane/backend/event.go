@@ -31,8 +31,9 @@ type (
 	// Expire says that an SA met a limit of its lifetime.
 	Expire struct{ ipsec.Expiry }
 
-	// NeedLease says that three quarters of an outbound SA's lease is used, or
-	// (Used equal to the lease's end) that it is spent and the SA sends nothing.
+	// NeedLease says that three quarters of an outbound SA's last lease is used.
+	// It comes once for each lease; when a lease is spent the SA sends nothing,
+	// and its packets are dropped and counted as no-lease.
 	NeedLease struct {
 		ID   ipsec.SAID
 		Used uint64 // highest number used

@@ -52,6 +52,8 @@ type outWorker struct {
 	queue []sendQueue // by socket
 	jobs  [burst]esp.SealJob
 	head  [maxTrainHeader]byte
+
+	header packet.Header // of the packet at hand
 	icmp  [packet.TooBigLen]byte
 
 	fragments reassembler
@@ -113,38 +115,40 @@ func (w *outWorker) begin() { w.now = w.e.cfg.Now().UnixNano() }
 
 // packet sends one packet or train on its way.
 func (w *outWorker) packet(b []byte, o netio.Offload) {
-	h, why := packet.Parse(b)
+	parsed, why := packet.Parse(b)
 	if why != packet.WhyOK {
 		w.counts.add(why, 1)
 		return
 	}
+	w.header = parsed // a local one would escape to the heap
+	h := &w.header
 	b = b[:h.Length]
-	k := spd.PacketKey(&h, b, ipsec.Outbound)
+	k := spd.PacketKey(h, b, ipsec.Outbound)
 	s := w.e.state.Load()
 	r := w.cache.Find(&k, s.stamp)
 	if r == nil {
 		r = w.cache.Put(&k, s.stamp, w.route(s, &k))
 	}
 	if h.Fragment() && (r.why == packet.WhyFragment || r.verdict.Action == ipsec.ActionSecure && !r.carriesFragments(s)) {
-		if whole := w.fragments.add(b, &h, w.now); whole != nil {
+		if whole := w.fragments.add(b, h, w.now); whole != nil {
 			w.packet(whole, netio.Offload{})
 		}
 		return
 	}
 	if r.verdict.Rule >= 0 {
 		hit := &s.hits[r.verdict.Rule]
-		hit.packets.Add(uint64(packetCount(&h, &o)))
+		hit.packets.Add(uint64(packetCount(h, &o)))
 		hit.bytes.Add(uint64(len(b)))
 	}
 	switch {
 	case r.out != nil:
-		w.protect(r.out, b, &h, &o)
+		w.protect(r.out, b, h, &o)
 	case r.why != packet.WhyOK:
 		w.counts.add(r.why, 1)
 	case r.verdict.Action == ipsec.ActionPermit:
-		w.inClear(b, &h, &o)
+		w.inClear(b, h, &o)
 	default:
-		w.acquire(s, r, b, &h, o)
+		w.acquire(s, r, b, h, o)
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 // lab is two namespaces joined by a veth pair. Each end has outer addresses on
 // the link and inner ones (for tunnel mode) on its loopback.
 type lab struct {
-	t    *testing.T
+	t    testing.TB
 	a, b *node
 }
 
@@ -38,14 +38,14 @@ type node struct {
 
 // child is a process of this binary inside a namespace.
 type child struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Scanner
 	log *bytes.Buffer
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make network namespaces with ip netns")
@@ -97,7 +97,7 @@ func (n *node) peer() *node {
 	return n.l.a
 }
 
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -123,7 +123,7 @@ func (n *node) child(role string, args ...string) *child {
 	return startChild(n.l.t, role, []string{"ip", "netns", "exec", n.ns}, args...)
 }
 
-func startChild(t *testing.T, role string, prefix []string, args ...string) *child {
+func startChild(t testing.TB, role string, prefix []string, args ...string) *child {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {

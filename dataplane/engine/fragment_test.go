@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/testudo-ipsec/testudo/dataplane/netio"
+	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"net/netip"
+)
+
+// cut fragments a packet into pieces of n payload octets, a multiple of 8.
+func cut(b []byte, n int) [][]byte {
+	h, _ := packet.Parse(b)
+	var out [][]byte
+	data := b[h.Fixed:]
+	for at := 0; at < len(data); at += n {
+		piece := data[at:min(at+n, len(data))]
+		more := at+n < len(data)
+		var f []byte
+		if h.Version == 4 {
+			f = append(bytes.Clone(b[:20]), piece...)
+			v := uint16(at / 8)
+			if more {
+				v |= 0x2000
+			}
+			binary.BigEndian.PutUint16(f[6:], v)
+		} else {
+			f = append(bytes.Clone(b[:40]), b[6], 0, 0, 0, 0, 0, 0, 7)
+			f[6] = packet.ProtoFragment
+			v := uint16(at)
+			if more {
+				v |= 1
+			}
+			binary.BigEndian.PutUint16(f[42:], v)
+			f = append(f, piece...)
+		}
+		packet.SetLength(f, len(f))
+		if h.Version == 4 {
+			packet.SetChecksum4(f)
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// RFC 4303 §3.1.1: transport mode protects whole packets.
+func TestFragmentsAreReassembledForTransportMode(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		a, b := twoHosts(t, v6)
+		a.policy(t, ipsec.ModeTransport, single(a.addr), single(b.addr))
+		b.policy(t, ipsec.ModeTransport, single(b.addr), single(a.addr))
+		join(t, saSpec{ipsec.ModeTransport, true, "aes128gcm16"}, a, b, single(a.addr), single(b.addr))
+		whole := udp(netip.AddrPortFrom(a.addr, 5), netip.AddrPortFrom(b.addr, 6), pattern(4000))
+		pieces := cut(whole, 1024)
+		rand.New(rand.NewPCG(3, 4)).Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
+		for _, f := range pieces {
+			a.tun.ToEngine <- netio.Packet{Data: f}
+		}
+		p, h := b.arrived(t)
+		w, _ := packet.Parse(whole)
+		if h.Fragment() || !bytes.Equal(p.Data[h.Upper:], whole[w.Upper:]) {
+			t.Errorf("v6=%t: what arrived is not the whole packet", v6)
+		}
+	}
+}
+
+// In tunnel mode with ANY ports fragments travel as they are (RFC 4301 §7).
+func TestFragmentsTravelInTunnelMode(t *testing.T) {
+	a, b := twoHosts(t, false)
+	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
+	a.policy(t, ipsec.ModeTunnel, an, bn)
+	b.policy(t, ipsec.ModeTunnel, bn, an)
+	join(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, a, b, an, bn)
+	pieces := cut(udp(netip.MustParseAddrPort("10.1.0.1:1"), netip.MustParseAddrPort("10.2.0.1:2"), pattern(3000)), 1024)
+	for _, f := range pieces {
+		a.tun.ToEngine <- netio.Packet{Data: f}
+	}
+	for i := range pieces {
+		if p := <-b.tun.FromEngine; !bytes.Equal(p.Data, pieces[i]) {
+			t.Errorf("fragment %d was changed", i)
+		}
+	}
+}
+
+func TestReassemblyIsBoundedAndRefusesOverlap(t *testing.T) {
+	var n counts
+	r := reassembler{counts: &n}
+	add := func(b []byte, now int64) []byte {
+		h, why := packet.Parse(b)
+		if why != packet.WhyOK {
+			t.Fatal(why)
+		}
+		return r.add(b, &h, now)
+	}
+	whole := udp(netip.MustParseAddrPort("10.1.0.1:1"), netip.MustParseAddrPort("10.2.0.1:2"), pattern(3000))
+	pieces := cut(whole, 1024)
+	if add(pieces[0], 1) != nil || add(pieces[0], 1) != nil || n.n[packet.WhyFragment].Load() == 0 {
+		t.Error("the same fragment twice is an overlap: the datagram must be dropped")
+	}
+	// What is left of it never completes from the rest.
+	if add(pieces[1], 1) != nil || add(pieces[2], 1) != nil {
+		t.Error("a datagram was completed without its first fragment")
+	}
+	// More datagrams than there is room for: the oldest goes.
+	for i := range maxReassembly + 1 {
+		f := bytes.Clone(pieces[0])
+		binary.BigEndian.PutUint16(f[4:], uint16(1000+i))
+		add(f, int64(10+i))
+	}
+	used := 0
+	for i := range r.pending {
+		if r.pending[i].used {
+			used++
+		}
+	}
+	if used != maxReassembly {
+		t.Errorf("%d datagrams pending, want %d", used, maxReassembly)
+	}
+	// Time runs out.
+	late := int64(100) + int64(reassemblyTimeout)*2
+	for i := 1; i < 3; i++ {
+		f := bytes.Clone(pieces[i])
+		binary.BigEndian.PutUint16(f[4:], 1005)
+		if add(f, late) != nil {
+			t.Error("a datagram was completed after its time")
+		}
+	}
+}
