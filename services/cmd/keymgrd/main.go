@@ -78,7 +78,7 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 		return err
 	}
 	log.Info("keymgrd serves", "addresses", server.Addresses(), "version", daemon.Version)
-	reg.MustRegister(obs.KeyManager{Engine: eng})
+	reg.MustRegister(keymgrapi.Metrics{Engine: eng})
 	healthy := func() error {
 		if !feed.Connected() {
 			return errors.New("policyd is away; the policy in force stays")
@@ -121,7 +121,7 @@ func openSecrets(log *slog.Logger, o *options, reg *prometheus.Registry) (cred.P
 		}
 		cache := cred.NewCache(v, cred.CacheOptions{MaxStale: o.Vault.MaxStale, Log: log})
 		router[cred.SchemeVault] = cache
-		reg.MustRegister(obs.Vault{Client: v, Cache: cache})
+		reg.MustRegister(vaultMetrics{Client: v, Cache: cache})
 		background = append(background,
 			func(ctx context.Context) error { v.Run(ctx); return nil },
 			func(ctx context.Context) error { cache.Run(ctx); return nil })

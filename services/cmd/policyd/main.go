@@ -4,15 +4,9 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
 	"github.com/testudo-ipsec/testudo/policyd/feed"
@@ -42,15 +36,11 @@ unix sockets (root or the same user) or over mutual TLS.`,
 }
 
 func run(ctx context.Context, log *slog.Logger, o *options) error {
-	client, stop, failed, err := openEtcd(ctx, log, o)
+	st, stop, failed, err := openStore(ctx, log, o)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	st, err := etcd.Open(ctx, client, o.Etcd.Prefix)
-	if err != nil {
-		return err
-	}
 	hub := &feed.Hub{}
 	defer hub.Close()
 	keeper := &policyapi.Keeper{Store: st, Hub: hub, Log: log}
@@ -63,7 +53,7 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 	}
 	log.Info("policyd serves", "addresses", server.Addresses(), "version", daemon.Version)
 	reg := obs.Registry()
-	reg.MustRegister(obs.Policy{Hub: hub})
+	reg.MustRegister(policyapi.Metrics{Hub: hub})
 	return daemon.RunAll(ctx, keeper.Run, server.Run,
 		func(ctx context.Context) error { return obs.ServeHTTP(ctx, o.Metrics, reg, keeper.Healthy) },
 		func(ctx context.Context) error {
@@ -76,46 +66,28 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 		})
 }
 
-// openEtcd connects to the cluster, or starts the embedded server.
-func openEtcd(ctx context.Context, log *slog.Logger, o *options) (c *clientv3.Client, stop func(), failed <-chan error, err error) {
-	if len(o.Etcd.Endpoints) == 0 {
-		s, err := embedded.Start(ctx, embedded.Config{Dir: o.Data, Logger: log})
+// openStore connects to the cluster, or starts the embedded server.
+func openStore(ctx context.Context, log *slog.Logger, o *options) (st *etcd.Store, stop func(), failed <-chan error, err error) {
+	if len(o.Etcd.Endpoints) > 0 {
+		client, err := etcd.Dial(etcd.Cluster{Endpoints: o.Etcd.Endpoints, CA: o.Etcd.CA, Cert: o.Etcd.Cert, Key: o.Etcd.Key})
 		if err != nil {
-			return nil, nil, nil, fmt.Errorf("embedded etcd in %s: %w", o.Data, err)
+			return nil, nil, nil, err
 		}
-		return s.Client(), func() { _ = s.Close() }, s.Err(), nil
+		stop = func() { _ = client.Close() }
+		st, err = etcd.Open(ctx, client, o.Etcd.Prefix)
+		if err != nil {
+			stop()
+		}
+		return st, stop, nil, err
 	}
-	cfg := clientv3.Config{Endpoints: o.Etcd.Endpoints, DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second}
-	if cfg.TLS, err = etcdTLS(o.Etcd); err != nil {
+	server, err := embedded.Start(ctx, embedded.Config{Dir: o.Data, Logger: log})
+	if err != nil {
 		return nil, nil, nil, err
 	}
-	if c, err = clientv3.New(cfg); err != nil {
-		return nil, nil, nil, fmt.Errorf("etcd cluster %v: %w", o.Etcd.Endpoints, err)
+	stop = func() { _ = server.Close() }
+	st, err = etcd.Open(ctx, server.Client(), o.Etcd.Prefix)
+	if err != nil {
+		stop()
 	}
-	return c, func() { _ = c.Close() }, nil, nil
-}
-
-func etcdTLS(e cluster) (*tls.Config, error) {
-	if e.CA == "" && e.Cert == "" {
-		return nil, nil
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if e.CA != "" {
-		pem, err := os.ReadFile(e.CA)
-		if err != nil {
-			return nil, fmt.Errorf("etcd.ca: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("etcd.ca: " + e.CA + " holds no PEM certificate")
-		}
-	}
-	if e.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(e.Cert, e.Key)
-		if err != nil {
-			return nil, fmt.Errorf("etcd.cert: %w", err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
+	return st, stop, server.Err(), err
 }

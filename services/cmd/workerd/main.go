@@ -125,7 +125,7 @@ func run(ctx context.Context, log *slog.Logger, o *options) (err error) {
 		return err
 	}
 	reg := obs.Registry()
-	reg.MustRegister(obs.Worker{Backend: be})
+	reg.MustRegister(workerapi.Metrics{Backend: be})
 	log.Info("workerd runs", "node", o.Node, "admin", o.Admin, "version", daemon.Version)
 	return daemon.RunAll(ctx, feed.Run, link.Run, server.Run,
 		func(ctx context.Context) error {

@@ -1,4 +1,4 @@
-package obs
+package workerapi
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -6,9 +6,9 @@ import (
 	"github.com/testudo-ipsec/testudo/dataplane/backend"
 )
 
-// Worker exports a backend's counters. Whys and rules are bounded by the code
+// Metrics exports a backend's counters. Whys and rules are bounded by the code
 // and the policy; SAs are summed, because their number is not.
-type Worker struct{ Backend backend.Backend }
+type Metrics struct{ Backend backend.Backend }
 
 var (
 	whyDesc     = prometheus.NewDesc("testudo_worker_packets_total", "Packets by what became of them.", []string{"why"}, nil)
@@ -19,14 +19,14 @@ var (
 )
 
 // Describe implements prometheus.Collector.
-func (w Worker) Describe(ch chan<- *prometheus.Desc) {
+func (w Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{whyDesc, rulePackets, ruleBytes, saCount, saErrors} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (w Worker) Collect(ch chan<- prometheus.Metric) {
+func (w Metrics) Collect(ch chan<- prometheus.Metric) {
 	c := w.Backend.Counters()
 	for _, x := range c.Whys {
 		ch <- prometheus.MustNewConstMetric(whyDesc, prometheus.CounterValue, float64(x.Packets), x.Why)

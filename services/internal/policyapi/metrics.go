@@ -1,4 +1,4 @@
-package obs
+package policyapi
 
 import (
 	"strings"
@@ -8,8 +8,8 @@ import (
 	"github.com/testudo-ipsec/testudo/policyd/feed"
 )
 
-// Policy exports the state of the policy feed.
-type Policy struct{ Hub *feed.Hub }
+// Metrics exports the state of the policy feed.
+type Metrics struct{ Hub *feed.Hub }
 
 var (
 	revisionDesc    = prometheus.NewDesc("testudo_policy_revision", "Revision of the store that is in force.", nil, nil)
@@ -17,13 +17,13 @@ var (
 )
 
 // Describe implements prometheus.Collector.
-func (Policy) Describe(ch chan<- *prometheus.Desc) {
+func (Metrics) Describe(ch chan<- *prometheus.Desc) {
 	ch <- revisionDesc
 	ch <- subscribersDesc
 }
 
 // Collect implements prometheus.Collector.
-func (p Policy) Collect(ch chan<- prometheus.Metric) {
+func (p Metrics) Collect(ch chan<- prometheus.Metric) {
 	v, _ := p.Hub.Version()
 	ch <- prometheus.MustNewConstMetric(revisionDesc, prometheus.GaugeValue, float64(v.Revision))
 	type group struct{ role, state string }

@@ -1,4 +1,4 @@
-package obs
+package keymgrapi
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -6,8 +6,8 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
 )
 
-// KeyManager exports an engine's counters.
-type KeyManager struct{ Engine *engine.Engine }
+// Metrics exports an engine's counters.
+type Metrics struct{ Engine *engine.Engine }
 
 var (
 	dropsDesc     = prometheus.NewDesc("testudo_keymgr_ike_drops_total", "IKE datagrams ignored.", []string{"why"}, nil)
@@ -56,7 +56,7 @@ var figures = []figure{
 }
 
 // Describe implements prometheus.Collector.
-func (k KeyManager) Describe(ch chan<- *prometheus.Desc) {
+func (k Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range figures {
 		ch <- f.desc
 	}
@@ -66,7 +66,7 @@ func (k KeyManager) Describe(ch chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector.
-func (k KeyManager) Collect(ch chan<- prometheus.Metric) {
+func (k Metrics) Collect(ch chan<- prometheus.Metric) {
 	s := k.Engine.Stats()
 	for _, f := range figures {
 		ch <- prometheus.MustNewConstMetric(f.desc, f.kind, float64(f.of(&s)))

@@ -1,4 +1,4 @@
-package obs
+package main
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -7,8 +7,8 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
 )
 
-// Vault exports the counters of the Vault client and of the cache before it.
-type Vault struct {
+// vaultMetrics exports the counters of the Vault client and of the cache before it.
+type vaultMetrics struct {
 	Client *vault.Vault
 	Cache  *cred.Cache
 }
@@ -23,14 +23,14 @@ var (
 )
 
 // Describe implements prometheus.Collector.
-func (Vault) Describe(ch chan<- *prometheus.Desc) {
+func (vaultMetrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{vaultRequests, vaultLogins, vaultBreaker, vaultExpires, secretServes, secretsStale} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (v Vault) Collect(ch chan<- prometheus.Metric) {
+func (v vaultMetrics) Collect(ch chan<- prometheus.Metric) {
 	s, c := v.Client.Stats(), v.Cache.Stats()
 	count := func(d *prometheus.Desc, n uint64, label string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
