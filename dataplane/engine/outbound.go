@@ -54,7 +54,7 @@ type outWorker struct {
 	head  [maxTrainHeader]byte
 
 	header packet.Header // of the packet at hand
-	icmp  [packet.TooBigLen]byte
+	icmp   [packet.TooBigLen]byte
 
 	fragments reassembler
 	counts    counts

@@ -172,7 +172,7 @@ func (t *SocketSender) flush(n int) (sent int, err error) {
 		t.n = n
 		t.sent = sent
 		if err := t.s.conn.Write(t.send); err != nil {
-			return sent, err
+			return sent, closedError(err)
 		}
 		if t.errno != 0 {
 			return sent, os.NewSyscallError("sendmmsg", t.errno)

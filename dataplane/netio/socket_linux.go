@@ -198,7 +198,7 @@ func (s *Socket) Recv(ms []Message) (int, error) {
 	s.n = len(ms)
 	for {
 		if err := s.conn.Read(s.recv); err != nil {
-			return 0, err
+			return 0, closedError(err)
 		}
 		if s.errno == 0 {
 			break

@@ -88,6 +88,10 @@ func openQueue(name string, multi bool) (*DeviceTun, TunFeatures, error) {
 	return t, features, nil
 }
 
+// closedError makes os.ErrClosed of what RawConn reports. With no deadlines set
+// that is one thing only, by an error of its own.
+func closedError(err error) error { return fmt.Errorf("%w: %w", os.ErrClosed, err) }
+
 // setOffloads asks for the most the kernel has, and less when it refuses.
 func setOffloads(fd int) (TunFeatures, error) {
 	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
@@ -122,7 +126,7 @@ func (t *DeviceTun) Read(ps []Packet) (int, error) {
 		t.iov[1].SetLen(len(p.Data))
 		t.wait = n == 0
 		if err := t.conn.Read(t.read); err != nil {
-			return n, err
+			return n, closedError(err)
 		}
 		switch {
 		case t.errno == unix.EAGAIN:
@@ -180,7 +184,7 @@ func (w *DeviceWriter) Write(o Offload, parts [][]byte) error {
 	err := w.t.conn.Write(w.write)
 	clear(w.iov) // keep no caller's buffer alive
 	if err != nil {
-		return err
+		return closedError(err)
 	}
 	if w.errno != 0 {
 		return os.NewSyscallError("writev", w.errno)

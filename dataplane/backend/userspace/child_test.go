@@ -85,6 +85,7 @@ func childWorker() error {
 	in := bufio.NewScanner(os.Stdin)
 	in.Buffer(nil, 1<<24)
 	var b *Backend
+	var acquire uint64
 	for in.Scan() {
 		verb, arg, _ := strings.Cut(in.Text(), " ")
 		answer, err := any("-"), error(nil)
@@ -108,6 +109,11 @@ func childWorker() error {
 		case "event":
 			e := <-b.Events()
 			answer = fmt.Sprintf("%T", e)
+			if a, ok := e.(backend.Acquire); ok {
+				acquire = a.ID
+			}
+		case "acquire-failed": // the one of the last event
+			b.AcquireFailed(acquire, "the peer does not answer")
 		case "close":
 			err = b.Close()
 		case "cleanup":

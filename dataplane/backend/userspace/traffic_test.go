@@ -115,6 +115,32 @@ func TestInboundClearIsDropped(t *testing.T) {
 	}
 }
 
+// A rule may say that traffic goes in clear to peers that never answer IKE; any
+// other rule's traffic never does.
+func TestFallBackToClear(t *testing.T) {
+	l := newLab(t)
+	l.a.startWorker(Config{})
+	r := secureRule(ipsec.ModeTransport, l.a.v4, l.b.v4)
+	for _, soft := range []bool{false, true} {
+		r.Template.FallbackClear = soft
+		l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, r))
+		l.a.try("ping", "-c", "1", "-W", "1", l.b.v4.String())
+		if got := l.a.worker.do("event", nil); !strings.Contains(got, "Acquire") {
+			t.Fatalf("event %s, want Acquire", got)
+		}
+		l.a.worker.do("acquire-failed", nil)
+		out, err := l.a.try("ping", "-c", "2", "-i", "0.1", "-W", "1", l.b.v4.String())
+		if soft && err != nil {
+			t.Errorf("fallbackToClear: %v\n%s\n%s", err, out, l.a.worker.do("counters", nil))
+		}
+		if !soft && err == nil {
+			t.Errorf("a ping went out in clear under a rule without fallbackToClear:\n%s", out)
+		}
+		// A fresh rule name, so that the first failure is not remembered.
+		r.Name += "-soft"
+	}
+}
+
 // Strict reverse path filtering drops what comes in on a device that does not
 // lead back to its source, as a TUN never does by the main table.
 func TestStrictReversePathFilter(t *testing.T) {
