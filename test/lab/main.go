@@ -24,8 +24,8 @@ var ready bool
 
 // Main is the TestMain of a package that uses the lab. Without root it runs the
 // tests in a user namespace of their own, where they are root over their own
-// network. It does not return.
-func Main(m *testing.M) {
+// network. It does not return. Each of after is called when the tests have run.
+func Main(m *testing.M, after ...func()) {
 	role := os.Getenv(roleVar)
 	_ = os.Unsetenv(roleVar)
 	if role == roleJanitor {
@@ -40,7 +40,11 @@ func Main(m *testing.M) {
 		os.Exit(2)
 	}
 	ready = true
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, f := range after {
+		f()
+	}
+	os.Exit(code)
 }
 
 // enterUserNamespace runs this binary again as root of new user, mount and

@@ -44,6 +44,33 @@ type SwanConn struct {
 	ChildRekey    time.Duration
 	Start         bool // initiate when loaded; otherwise wait for the peer, or for Initiate
 	Aggressive    bool // IKEv1 only
+
+	// Further lines of the connection and of its CHILD SA in swanctl.conf, such as
+	// "mobike = yes". A setting written here wins over a field and is not checked.
+	Settings, ChildSettings []string
+	// More CHILD SAs, which differ from the first in their name and selectors only.
+	More []SwanSelectors
+}
+
+// SwanSelectors is the name and the selectors of a further CHILD SA.
+type SwanSelectors struct {
+	Name              string
+	LocalTS, RemoteTS []netip.Prefix
+}
+
+// SwanOptions changes how charon runs.
+type SwanOptions struct {
+	// Charon is further lines of strongswan.conf, such as "cookie_threshold = 0". A
+	// setting written here wins over the lab's.
+	Charon []string
+	// ProtectsItself lets selectors hold charon's own address and its peer's, as
+	// between two hosts: its packets of IKE and ESP then bypass the tunnel by a mark.
+	ProtectsItself bool
+}
+
+// swanMark is on the packets that charon itself sends when ProtectsItself.
+var swanMark = []string{
+	"plugins { kernel-netlink { fwmark = !0x42 } socket-default { fwmark = 0x42 } }",
 }
 
 // charonOptions is strongswan.conf. The order of load matters: the first plugin
@@ -76,19 +103,29 @@ const charonOptions = `charon-systemd {
 			time_format = %%H:%%M:%%S
 		}
 	}
+	%s
 }
 `
 
 // StartStrongSwan runs charon on the node and loads the connections. They start
 // nothing unless their Start is set.
 func (n *Node) StartStrongSwan(conns ...SwanConn) *StrongSwan {
+	n.lab.t.Helper()
+	return n.StartStrongSwanWith(SwanOptions{}, conns...)
+}
+
+// StartStrongSwanWith is StartStrongSwan with options.
+func (n *Node) StartStrongSwanWith(o SwanOptions, conns ...SwanConn) *StrongSwan {
 	t := n.lab.t
 	t.Helper()
 	if _, err := exec.LookPath("swanctl"); err != nil {
 		t.Fatalf("lab: %v; `make deps` installs strongSwan", err)
 	}
 	s := &StrongSwan{node: n, uri: "unix://" + n.dir + "/charon.vici"}
-	conf := n.WriteFile("strongswan.conf", fmt.Sprintf(charonOptions, s.uri, swanMTU))
+	if o.ProtectsItself {
+		o.Charon = append(o.Charon[:len(o.Charon):len(o.Charon)], swanMark...)
+	}
+	conf := n.WriteFile("strongswan.conf", fmt.Sprintf(charonOptions, s.uri, swanMTU, strings.Join(o.Charon, "\n\t")))
 	s.Process = n.Start(Command{
 		Args: []string{"charon-systemd"},
 		Env:  []string{"STRONGSWAN_CONF=" + conf},
@@ -166,18 +203,27 @@ func (c SwanConn) writeConnection(b *strings.Builder) {
 	if c.Aggressive {
 		set(2, "aggressive", "yes")
 	}
-	fmt.Fprintf(b, "\t\tlocal {\n\t\t\tauth = psk\n\t\t\tid = %s\n\t\t}\n", c.LocalID)
-	fmt.Fprintf(b, "\t\tremote {\n\t\t\tauth = psk\n\t\t\tid = %s\n\t\t}\n", c.RemoteID)
-	fmt.Fprintf(b, "\t\tchildren {\n\t\t\t%s {\n", c.Name)
-	set(4, "mode", "tunnel")
-	set(4, "local_ts", prefixes(c.LocalTS))
-	set(4, "remote_ts", prefixes(c.RemoteTS))
-	set(4, "esp_proposals", strings.Join(c.ESPProposals, ","))
-	set(4, "rekey_time", seconds(c.ChildRekey))
-	if c.Start {
-		set(4, "start_action", "start")
+	for _, line := range c.Settings {
+		fmt.Fprintf(b, "\t\t%s\n", line)
 	}
-	b.WriteString("\t\t\t}\n\t\t}\n\t}\n")
+	fmt.Fprintf(b, "\t\tlocal {\n\t\t\tauth = psk\n\t\t\tid = %s\n\t\t}\n", c.LocalID)
+	fmt.Fprintf(b, "\t\tremote {\n\t\t\tauth = psk\n\t\t\tid = %s\n\t\t}\n\t\tchildren {\n", c.RemoteID)
+	for _, ts := range append([]SwanSelectors{{c.Name, c.LocalTS, c.RemoteTS}}, c.More...) {
+		fmt.Fprintf(b, "\t\t\t%s {\n", ts.Name)
+		set(4, "mode", "tunnel")
+		set(4, "local_ts", prefixes(ts.LocalTS))
+		set(4, "remote_ts", prefixes(ts.RemoteTS))
+		set(4, "esp_proposals", strings.Join(c.ESPProposals, ","))
+		set(4, "rekey_time", seconds(c.ChildRekey))
+		if c.Start {
+			set(4, "start_action", "start")
+		}
+		for _, line := range c.ChildSettings {
+			fmt.Fprintf(b, "\t\t\t\t%s\n", line)
+		}
+		b.WriteString("\t\t\t}\n")
+	}
+	b.WriteString("\t\t}\n\t}\n")
 }
 
 func addr(a netip.Addr) string {
@@ -206,6 +252,18 @@ func seconds(d time.Duration) string {
 // said of it.
 func (s *StrongSwan) Initiate(name string) error {
 	_, err := s.try("--initiate", "--ike", name, "--child", name, "--timeout", "20")
+	return err
+}
+
+// InitiateChild negotiates one of several CHILD SAs of a connection.
+func (s *StrongSwan) InitiateChild(name, child string) error {
+	_, err := s.try("--initiate", "--ike", name, "--child", child, "--timeout", "20")
+	return err
+}
+
+// TerminateChild deletes a CHILD SA; the IKE SA stays.
+func (s *StrongSwan) TerminateChild(name string) error {
+	_, err := s.try("--terminate", "--child", name, "--timeout", "10")
 	return err
 }
 
