@@ -198,6 +198,12 @@ func (n *Node) forgetOrphan(h push.Held) {
 	n.freeSPI(h.Direction, h.SPI, h.ID)
 }
 
+// OrphanRule returns the rule of an orphan.
+func (n *Node) OrphanRule(id ipsec.SAID) (rule string, ok bool) {
+	h, ok := n.orphans[id]
+	return h.Rule, ok
+}
+
 // OrphansOf lists the orphans of a rule.
 func (n *Node) OrphansOf(rule string) []ipsec.SAID {
 	return slices.Sorted(maps.Keys(n.orphansOf[rule]))

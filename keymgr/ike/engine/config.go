@@ -40,7 +40,7 @@ type Config struct {
 	Inbox         int           // datagrams waiting per shard: 4096
 	SecretWorkers int           // concurrent PSK lookups: 32
 	SecretTimeout time.Duration // of one lookup: 5 s
-	PeerQueue     int           // slow jobs waiting per remote address: 64
+	PeerQueue     int           // slow jobs waiting per remote address of a node: 64
 	PoolQueue     int           // slow jobs waiting in all, per pool: 16384
 
 	HalfOpenCookie       int           // half-open machines before cookies are asked for: 512

@@ -104,7 +104,7 @@ func (n *node) initRequest(path ike.Path, h wire.Header, data []byte) (why strin
 	if old := e.half.add(key, c); old != c {
 		return old.datagram(path, data)
 	}
-	n.addCell(c)
+	n.addCell(c, policy)
 	if why := c.datagram(path, data); why != "" {
 		e.half.remove(key)
 		n.dropCell(c)

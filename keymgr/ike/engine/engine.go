@@ -190,7 +190,7 @@ func (n *node) allocSPI(r io.Reader) ipsec.SPI {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var b [4]byte
-	for {
+	for range 1000 {
 		if _, err := io.ReadFull(r, b[:]); err != nil {
 			panic("no randomness: " + err.Error()) // ends this machine only
 		}
@@ -198,11 +198,12 @@ func (n *node) allocSPI(r io.Reader) ipsec.SPI {
 			return spi
 		}
 	}
+	panic("no free inbound SPI in 1000 random ones") // ends this machine only
 }
 
 // after runs fn once, d from now, unless the engine is closed by then.
-func (e *Engine) after(d time.Duration, fn func()) {
-	time.AfterFunc(d, func() {
+func (e *Engine) after(d time.Duration, fn func()) *time.Timer {
+	return time.AfterFunc(d, func() {
 		if !e.isClosed() {
 			fn()
 		}

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +17,7 @@ func TestAnAcquireBringsUpSAsOnBothEnds(t *testing.T) {
 	inPair(t, 1, nil, func(t *testing.T, p *pair) {
 		events := p.e.Watch(t.Context())
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		p.mustForward()
 		if len(p.a.sas) != 2 || len(p.b.sas) != 2 || len(p.a.failed) != 0 {
 			t.Fatalf("SAs: %d and %d, want 2 each; failed %v", len(p.a.sas), len(p.b.sas), p.a.failed)
@@ -52,7 +53,7 @@ func TestOneNegotiationPerRuleAndOneIKESAPerPeer(t *testing.T) {
 		for _, rule := range []string{"rule-1", "rule-2"} { // while the IKE SA is being made
 			p.a.report(push.Acquire{ID: 100, Rule: rule})
 		}
-		after(time.Second)
+		p.after(time.Second)
 		if s := p.e.Stats(); s.Machines != 2 || s.ChildrenUp != 6 || s.Acquires != 22 || s.AcquiresFailed != 0 {
 			t.Errorf("got %+v, want one IKE SA (two ends) and three CHILD SAs", s)
 		}
@@ -65,13 +66,13 @@ func TestCrossingNegotiationsLeaveOneAndLoseNothing(t *testing.T) {
 	inPair(t, 1, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
 		p.b.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		p.mustForward()
 		if len(p.a.sas) != 4 {
 			t.Fatalf("got %d SAs, want the two pairs that crossing makes: the test does not test", len(p.a.sas))
 		}
 		p.lossless = true
-		after(2 * time.Minute)
+		p.after(2 * time.Minute)
 		p.mustForward()
 		if len(p.a.sas) != 2 || len(p.b.sas) != 2 || p.e.Stats().Machines != 2 {
 			t.Errorf("left are %d and %d SAs, %d machines; want 2, 2, 2", len(p.a.sas), len(p.b.sas), p.e.Stats().Machines)
@@ -82,13 +83,13 @@ func TestCrossingNegotiationsLeaveOneAndLoseNothing(t *testing.T) {
 func TestARekeyIsNotTakenForADuplicate(t *testing.T) {
 	inPair(t, 1, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		p.lossless = true
 		for range 5 {
 			if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "a", Rule: "rule-0"}); n != 1 || err != nil {
 				t.Fatalf("rekey: %d, %v", n, err)
 			}
-			after(31 * time.Second)
+			p.after(31 * time.Second)
 			p.mustForward()
 			if len(p.a.sas) != 2 || len(p.b.sas) != 2 {
 				t.Fatalf("after a rekey: %d and %d SAs", len(p.a.sas), len(p.b.sas))
@@ -100,13 +101,13 @@ func TestARekeyIsNotTakenForADuplicate(t *testing.T) {
 func TestChildSAsFollowARekeyedIKESA(t *testing.T) {
 	inPair(t, 2, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		p.lossless = true
 		before := p.list(t, engine.Filter{Node: "a"})[0].LocalSPI
 		if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "a", Peer: "b"}); n != 1 || err != nil {
 			t.Fatalf("rekey: %d, %v", n, err)
 		}
-		after(2 * time.Minute)
+		p.after(2 * time.Minute)
 		sas := p.list(t, engine.Filter{Node: "a"})
 		if len(sas) != 1 || sas[0].LocalSPI == before || len(sas[0].Children) != 1 || len(p.a.sas) != 2 {
 			t.Fatalf("after the rekey: %+v, %d SAs", sas, len(p.a.sas))
@@ -115,7 +116,7 @@ func TestChildSAsFollowARekeyedIKESA(t *testing.T) {
 		out, _ := p.a.newest()
 		p.a.report(push.Expire{Expiry: ipsec.Expiry{ID: out.ID, Cause: "bytes"}})
 		p.a.report(push.Acquire{ID: 2, Rule: "rule-1"})
-		after(time.Minute)
+		p.after(time.Minute)
 		if got, _ := p.a.newest(); got.ID == out.ID {
 			t.Error("the soft limit led to no rekey")
 		}
@@ -127,7 +128,7 @@ func TestChildSAsFollowARekeyedIKESA(t *testing.T) {
 		if n, err := p.e.Terminate(t.Context(), engine.Filter{Node: "a"}, "test"); n != 1 || err != nil {
 			t.Fatalf("terminate: %d, %v", n, err)
 		}
-		after(time.Second)
+		p.after(time.Second)
 		if s := p.e.Stats(); s.Machines != 0 || s.SADesired != 0 || len(p.a.sas)+len(p.b.sas) != 0 {
 			t.Errorf("after terminate: %+v, %d and %d SAs", s, len(p.a.sas), len(p.b.sas))
 		}
@@ -137,7 +138,7 @@ func TestChildSAsFollowARekeyedIKESA(t *testing.T) {
 func TestAWorkerThatRestartsGetsItsSAsBackAndThenFreshOnes(t *testing.T) {
 	inPair(t, 1, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		out, _ := p.a.newest()
 		for id, sa := range p.a.sas {
 			if sa.Direction == ipsec.Inbound {
@@ -146,7 +147,7 @@ func TestAWorkerThatRestartsGetsItsSAsBackAndThenFreshOnes(t *testing.T) {
 		}
 		p.a.do(func() { p.a.session.Close(); clear(p.a.sas); p.a.incarnation++ })
 		p.a.attach(p.e)
-		after(time.Millisecond)
+		p.after(time.Millisecond)
 		p.mustForward()
 		again, _ := p.a.newest()
 		if again.ID != out.ID || again.Lease.First < out.Lease.Last {
@@ -158,7 +159,7 @@ func TestAWorkerThatRestartsGetsItsSAsBackAndThenFreshOnes(t *testing.T) {
 			}
 		}
 		p.lossless = true
-		after(time.Minute)
+		p.after(time.Minute)
 		if fresh, _ := p.a.newest(); fresh.ID == out.ID || len(p.a.sas) != 2 {
 			t.Errorf("the SA was not rekeyed: newest %s, %d SAs", fresh.ID, len(p.a.sas))
 		}
@@ -168,21 +169,21 @@ func TestAWorkerThatRestartsGetsItsSAsBackAndThenFreshOnes(t *testing.T) {
 func TestAKeyManagerThatRestartsInterruptsNothing(t *testing.T) {
 	inPair(t, 1, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		old, _ := p.a.newest()
 		p.e.Close()
 		p.mustForward()
 		p.lossless = true
-		after(time.Minute) // long gone
+		p.after(time.Minute) // long gone
 		p.e = newEngine(t, nil)
 		p.a.attach(p.e) // before the policy has come
 		p.b.attach(p.e)
-		after(time.Second)
+		p.after(time.Second)
 		if w := p.e.Workers(); len(w) != 2 || w[0].Orphans != 2 || w[0].Node != "a" {
 			t.Fatalf("workers: %+v, want two orphans each", w)
 		}
 		p.setPolicy(1)
-		after(5 * time.Minute)
+		p.after(5 * time.Minute)
 		p.mustForward()
 		now, _ := p.a.newest()
 		if now.ID <= old.ID || p.a.sas[old.ID].ID != 0 {
@@ -201,7 +202,7 @@ func TestFailuresAreToldAndBackedOff(t *testing.T) {
 		p.e.SetPolicy("b", bad)
 		p.a.acquire(1)
 		for range 3000 { // RFC 7296 §2.21.1: an unprotected refusal is not believed at once
-			if after(100 * time.Millisecond); len(p.a.failed) != 0 {
+			if p.after(100 * time.Millisecond); len(p.a.failed) != 0 {
 				break
 			}
 		}
@@ -209,7 +210,7 @@ func TestFailuresAreToldAndBackedOff(t *testing.T) {
 			t.Fatalf("acquire: got %q, want NO_PROPOSAL_CHOSEN", p.a.failed[1])
 		}
 		p.a.acquire(2)
-		after(100 * time.Millisecond)
+		p.after(100 * time.Millisecond)
 		if p.a.failed[2] != "BACKING_OFF after NO_PROPOSAL_CHOSEN" {
 			t.Errorf("second acquire: got %q, want it held back", p.a.failed[2])
 		}
@@ -218,7 +219,7 @@ func TestFailuresAreToldAndBackedOff(t *testing.T) {
 		if !errors.As(err, &failed) || failed.Why != "NO_PROPOSAL_CHOSEN" {
 			t.Errorf("initiate: got %v", err)
 		}
-		after(time.Second)
+		p.after(time.Second)
 		if f := p.e.Failures("a", "b"); len(f) != 1 || f[0].Repeated != 2 || f[0].Why != "NO_PROPOSAL_CHOSEN" {
 			t.Errorf("failures: %+v, want one, seen twice", f)
 		}
@@ -232,7 +233,7 @@ func TestFailuresAreToldAndBackedOff(t *testing.T) {
 		good.Peers[0].DPD = time.Minute
 		p.e.SetPolicy("a", good)
 		p.a.acquire(3)
-		after(time.Second)
+		p.after(time.Second)
 		p.mustForward()
 	})
 }
@@ -265,12 +266,12 @@ func TestAPolicyWithoutTheRuleEndsItsSAs(t *testing.T) {
 	inPair(t, 2, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
 		p.a.report(push.Acquire{ID: 2, Rule: "rule-1"})
-		after(time.Second)
+		p.after(time.Second)
 		if len(p.a.sas) != 4 {
 			t.Fatalf("%d SAs, want 4", len(p.a.sas))
 		}
 		p.e.SetPolicy("a", policy(t, "a", "192.0.2.1", "b", "192.0.2.2", 1))
-		after(10 * time.Second)
+		p.after(10 * time.Second)
 		for _, h := range []*host{p.a, p.b} {
 			for _, sa := range h.sas {
 				if sa.Rule != "rule-0" {
@@ -294,18 +295,18 @@ func TestLeasesAreGrantedUntilARekeyIsDue(t *testing.T) {
 			p.e.SetPolicy(n, pol)
 		}
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		p.lossless = true
 		out, _ := p.a.newest()
 		for p.a.granted[out.ID] < 1<<32 {
 			p.a.report(push.LeaseRequest{ID: out.ID, Used: p.a.granted[out.ID] - 1})
-			after(time.Millisecond)
+			p.after(time.Millisecond)
 		}
 		if p.e.Stats().Grants != 255 {
 			t.Errorf("%d leases granted, want 255 more after the first", p.e.Stats().Grants)
 		}
 		p.a.report(push.LeaseRequest{ID: out.ID, Used: 1<<32 - 1})
-		after(time.Minute)
+		p.after(time.Minute)
 		if now, _ := p.a.newest(); now.ID == out.ID {
 			t.Error("the exhausted SA was not rekeyed")
 		}
@@ -324,7 +325,7 @@ func TestARefusedInstallFailsTheNegotiationOnly(t *testing.T) {
 		})
 		p.a.acquire(1)
 		p.a.report(push.Acquire{ID: 2, Rule: "rule-1"})
-		after(5 * time.Second)
+		p.after(5 * time.Second)
 		p.mustForward()
 		if p.a.failed[2] == "" || p.a.failed[1] != "" {
 			t.Errorf("acquires failed: %v, want the second", p.a.failed)
@@ -353,13 +354,13 @@ func TestAnInstallSurvivesAReconnect(t *testing.T) {
 				return ""
 			}
 		})
-		after(time.Second)
+		p.after(time.Second)
 		if !broken {
 			t.Fatal("nothing was installed")
 		}
 		p.a.do(func() { p.a.refuse = nil })
 		p.a.attach(p.e)
-		after(10 * time.Second)
+		p.after(10 * time.Second)
 		p.mustForward()
 		if len(p.a.sas) != 2 || len(p.a.failed) != 0 {
 			t.Errorf("%d SAs, failed %v", len(p.a.sas), p.a.failed)
@@ -370,17 +371,73 @@ func TestAnInstallSurvivesAReconnect(t *testing.T) {
 func TestCloseLeavesTheSAsInPlace(t *testing.T) {
 	inPair(t, 1, nil, func(t *testing.T, p *pair) {
 		p.a.acquire(1)
-		after(time.Second)
+		p.after(time.Second)
 		p.lossless = true
 		batches := p.a.batches + p.b.batches
 		p.e.Close()
-		after(time.Minute)
+		p.after(time.Minute)
 		p.mustForward()
 		if p.a.batches+p.b.batches != batches {
 			t.Error("batches were sent after Close")
 		}
 		if _, err := p.e.List(t.Context(), engine.Filter{}); !errors.Is(err, engine.ErrClosed) && err != nil {
 			t.Errorf("list after Close: %v", err)
+		}
+	})
+}
+
+func TestALossyNetworkOnlyDelays(t *testing.T) {
+	inPair(t, 3, nil, func(t *testing.T, p *pair) {
+		r := rand.New(rand.NewPCG(1, 1))
+		p.lose = func(*host, []byte) bool { return r.IntN(100) < 15 }
+		p.a.acquire(1)
+		p.b.report(push.Acquire{ID: 1, Rule: "rule-1"})
+		p.a.report(push.Acquire{ID: 2, Rule: "rule-2"})
+		p.after(5 * time.Minute)
+		p.mustForward()
+		if s := p.e.Stats(); s.Panics != 0 || s.HalfOpen != 0 || len(p.a.failed)+len(p.b.failed) != 0 {
+			t.Errorf("stats %+v, failed %v %v", s, p.a.failed, p.b.failed)
+		}
+	})
+}
+
+func TestAnInstallDoesNotWaitForEverForAWorker(t *testing.T) {
+	inPair(t, 1, nil, func(t *testing.T, p *pair) {
+		gone := false
+		p.b.do(func() {
+			p.b.refuse = func(push.Op) string {
+				gone = true
+				p.b.session.Close()
+				return "lost"
+			}
+		})
+		p.a.acquire(1)
+		p.after(5 * time.Second)
+		if w := p.e.Workers()[1]; !gone || w.Attached || w.Desired == 0 {
+			t.Fatalf("worker b: %+v, gone %t; want its SA still wanted", w, gone)
+		}
+		p.after(time.Minute)
+		if w := p.e.Workers()[1]; w.Desired != 0 {
+			t.Errorf("worker b: %+v; want the install given up", w)
+		}
+	})
+}
+
+func TestOrphansOfARuleThatIsGoneAreRemoved(t *testing.T) {
+	inPair(t, 1, nil, func(t *testing.T, p *pair) {
+		p.a.acquire(1)
+		p.after(time.Second)
+		p.e.Close()
+		p.e = newEngine(t, nil)
+		p.setPolicy(0)
+		p.a.attach(p.e)
+		p.after(time.Second)
+		if len(p.a.sas) != 2 {
+			t.Fatalf("%d SAs at once after the restart, want both still there", len(p.a.sas))
+		}
+		p.after(time.Minute)
+		if len(p.a.sas) != 0 {
+			t.Errorf("%d SAs of a rule that is gone are left", len(p.a.sas))
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // lab is an in-memory network of workers.
 type lab struct {
 	t     testing.TB
+	mu    sync.Mutex // held while a worker's goroutine does something
 	hosts map[netip.Addr]*host
 	// lossless makes every change of an SAD check that both directions work.
 	lossless bool
@@ -62,7 +64,9 @@ func (l *lab) host(name, addr string) *host {
 	go func() {
 		defer close(h.done)
 		for fn := range h.work {
+			l.mu.Lock()
 			fn()
+			l.mu.Unlock()
 		}
 	}()
 	return h
@@ -161,8 +165,11 @@ func (h *host) grant(id ipsec.SAID, l ipsec.Lease) {
 }
 
 func (h *host) sendIKE(p ike.Path, data []byte) {
+	if h.lab.lose != nil && h.lab.lose(h, data) {
+		return
+	}
 	to := h.lab.hosts[p.Remote.Addr()]
-	if to == nil || h.lab.lose != nil && h.lab.lose(h, data) {
+	if to == nil {
 		return
 	}
 	data = slices.Clone(data)
@@ -310,7 +317,9 @@ func (h *host) flow() ipsec.Flow {
 }
 
 // after lets time pass and everything settle.
-func after(d time.Duration) {
+func (l *lab) after(d time.Duration) {
+	l.mu.Lock() // shows the race detector that what the test did so far came first
+	l.mu.Unlock()
 	time.Sleep(d) // fake: see testing/synctest
 	synctest.Wait()
 }

@@ -20,7 +20,9 @@ const (
 
 // talk is the one negotiation for a rule that this node has under way.
 type talk struct {
+	flow     *ipsec.Flow
 	cell     *cell // nil while it waits for an IKE SA
+	limit    *time.Timer
 	acquires []acquire
 	waiters  []chan<- outcome
 }
@@ -31,10 +33,23 @@ func (t *talk) assign(c *cell, rule string) {
 	c.rules.add(rule)
 }
 
-// endTalks ends the negotiations that a machine has under way.
+// endTalks ends the negotiations that a machine has under way. Those of an
+// initiator that came to nothing go to an IKE SA that the peer started, if
+// there is one by now.
 func (n *node) endTalks(c *cell, f ike.Failure) {
+	p := n.peers[c.peer]
+	rescue := c.initiator && !c.established && p != nil && len(p.up) != 0
 	for _, rule := range slices.Sorted(maps.Keys(c.rules)) {
+		if rescue {
+			n.talks[rule].cell = nil
+			delete(c.rules, rule)
+			p.queued = append(p.queued, rule)
+			continue
+		}
 		n.endTalk(rule, f)
+	}
+	if rescue {
+		n.feed(p)
 	}
 }
 
@@ -42,9 +57,9 @@ func (n *node) endTalks(c *cell, f ike.Failure) {
 func (n *node) endQueued(p *peer, f ike.Failure) {
 	queued := p.queued
 	p.queued = nil
-	for _, s := range queued {
-		if t := n.talks[s.rule]; t != nil && t.cell == nil {
-			n.endTalk(s.rule, f)
+	for _, rule := range queued {
+		if t := n.talks[rule]; t != nil && t.cell == nil {
+			n.endTalk(rule, f)
 		}
 	}
 }
@@ -100,13 +115,13 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 	if b := n.retries[rule]; !force && (now.Before(p.until) || b != nil && now.Before(b.until)) {
 		return nil, whyBackOff
 	}
-	t := &talk{}
+	t := &talk{flow: flow}
 	switch {
 	case len(p.up) != 0 || p.connecting != nil:
 		if len(p.queued) >= maxQueued {
 			return nil, whyTooMany
 		}
-		p.queued = append(p.queued, start{rule, flow})
+		p.queued = append(p.queued, rule)
 	default:
 		path, ok := n.path(n.profiles[r.Peer], p.failures)
 		if !ok {
@@ -124,7 +139,7 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 	n.talks[rule] = t
 	n.feed(p)
 	// A machine tells how a negotiation ends; one that does not is not waited for.
-	n.e.after(talkTime, func() {
+	t.limit = n.e.after(talkTime, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.talks[rule] == t {
@@ -142,11 +157,11 @@ func (n *node) feed(p *peer) {
 		if len(c.rules) >= maxInFlight {
 			return
 		}
-		s := p.queued[0]
+		rule := p.queued[0]
 		p.queued = p.queued[1:]
-		if t := n.talks[s.rule]; t != nil && t.cell == nil {
-			t.assign(c, s.rule)
-			c.post(ike.CreateChild{Rule: s.rule, Packet: s.flow})
+		if t := n.talks[rule]; t != nil && t.cell == nil {
+			t.assign(c, rule)
+			c.post(ike.CreateChild{Rule: rule, Packet: t.flow})
 		}
 	}
 }
@@ -213,7 +228,9 @@ func (n *node) failed(c *cell, f ike.Failure) {
 		p.fail(&n.e.cfg, f)
 		if p.connecting == c {
 			p.connecting = nil
-			n.endQueued(p, f)
+			if len(p.up) == 0 {
+				n.endQueued(p, f)
+			}
 		}
 	}
 	n.endTalks(c, f)
@@ -255,6 +272,7 @@ func (n *node) endTalk(rule string, f ike.Failure) {
 }
 
 func (n *node) closeTalk(rule string, t *talk) {
+	t.limit.Stop()
 	delete(n.talks, rule)
 	if t.cell != nil {
 		delete(t.cell.rules, rule)

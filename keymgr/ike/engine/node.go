@@ -61,16 +61,10 @@ type childRef struct {
 
 // peer is what the engine knows of a peer profile of a node.
 type peer struct {
-	up         []*cell // established, oldest first
-	connecting *cell   // an initiator that is not established yet
-	queued     []start // negotiations that wait for an IKE SA with room
+	up         []*cell  // established, oldest first
+	connecting *cell    // an initiator that is not established yet
+	queued     []string // negotiations, by rule, that wait for an IKE SA with room
 	backOff
-}
-
-// start is a negotiation that is to begin.
-type start struct {
-	rule string
-	flow *ipsec.Flow
 }
 
 // backOff counts failures in a row.
@@ -112,9 +106,13 @@ func (n *node) peer(name string) *peer {
 	return p
 }
 
-func (n *node) addCell(c *cell) {
+// addCell takes in a responder that was made with a policy.
+func (n *node) addCell(c *cell, policy *ipsec.NodePolicy) {
 	n.mu.Lock()
 	n.cells[c] = true
+	if n.policy != policy {
+		c.post(ike.PolicyChanged{Policy: n.policy}) // it changed meanwhile
+	}
 	n.mu.Unlock()
 	n.e.stats.machines.Add(1)
 }

@@ -5,22 +5,29 @@ import (
 	"sync"
 )
 
-// pool runs slow jobs on a fixed number of goroutines. Each remote address has
-// a queue, and the queues are served in turn, so that one busy or hostile peer
-// delays itself only.
+// poolKey is whom a slow job is done for: a remote address of a node. The node
+// is part of it, since many nodes may have the same gateway as their peer.
+type poolKey struct {
+	node   string
+	remote netip.Addr
+}
+
+// pool runs slow jobs on a fixed number of goroutines. Each peer has a queue,
+// and the queues are served in turn, so that one busy or hostile peer delays
+// itself only.
 type pool struct {
 	perPeer, inAll int
 
 	mu     sync.Mutex
 	more   *sync.Cond
-	queues map[netip.Addr][]func()
-	turn   []netip.Addr // addresses with waiting jobs, in order of service
+	queues map[poolKey][]func()
+	turn   []poolKey // peers with waiting jobs, in order of service
 	n      int
 	closed bool
 }
 
 func newPool(perPeer, inAll int) *pool {
-	p := &pool{perPeer: perPeer, inAll: inAll, queues: make(map[netip.Addr][]func())}
+	p := &pool{perPeer: perPeer, inAll: inAll, queues: make(map[poolKey][]func())}
 	p.more = sync.NewCond(&p.mu)
 	return p
 }
@@ -32,7 +39,7 @@ func (p *pool) start(g *sync.WaitGroup, workers int) {
 }
 
 // submit queues a job and reports whether there was room.
-func (p *pool) submit(peer netip.Addr, job func()) bool {
+func (p *pool) submit(peer poolKey, job func()) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q := p.queues[peer]

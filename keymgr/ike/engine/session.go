@@ -56,7 +56,13 @@ func (e *Engine) Attach(hello push.Hello, link push.Link) (*Session, error) {
 		n.again(now, x)
 	}
 	// How far a lost SA got is not known for sure: replace it, but not all at once.
+	lost := make(set[uint64])
 	for _, id := range plan.Rekey {
+		sa, _ := n.sadb.SA(id)
+		if _, twice := lost[sa.Child]; twice {
+			continue
+		}
+		lost.add(sa.Child)
 		e.after(spread(e.cfg.Jitter), func() {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -158,8 +164,12 @@ func (n *node) expire(x ipsec.Expiry) {
 		c.post(ike.ChildExpired{Child: sa.Child, Hard: x.Hard, Cause: x.Cause})
 		return
 	}
-	if x.Hard {
-		n.removeLocked([]ipsec.SAID{x.ID}) // an orphan
+	switch rule, orphan := n.sadb.OrphanRule(x.ID); {
+	case orphan && x.Hard:
+		n.removeLocked([]ipsec.SAID{x.ID})
+		fallthrough
+	case orphan:
+		n.negotiate(rule, nil, false) // sooner than planned
 	}
 }
 
@@ -192,7 +202,7 @@ func (n *node) lease(id ipsec.SAID, used uint64) {
 		n.e.stats.grants.Add(1)
 		n.queue.Add(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
 		n.flush()
-	case sadb.ErrExhausted, sadb.ErrJump:
+	case sadb.ErrExhausted, sadb.ErrJump, sadb.ErrUnknown: // the last may be an orphan
 		n.e.stats.leasesRefused.Add(1)
 		n.expire(ipsec.Expiry{ID: id, Cause: "lease"})
 	}

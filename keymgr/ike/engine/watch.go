@@ -10,7 +10,7 @@ import (
 )
 
 // watchBuffer is how many events wait for one subscriber.
-const watchBuffer = 256
+const watchBuffer = 1024
 
 // watchers are the subscribers of Watch.
 type watchers struct {

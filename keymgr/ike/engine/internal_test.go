@@ -1,0 +1,114 @@
+package engine
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestTimersComeInOrder(t *testing.T) {
+	var h timers
+	epoch := time.Unix(0, 0)
+	cells := make([]*cell, 1000)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range cells {
+		cells[i] = &cell{slot: -1}
+	}
+	for range 20000 {
+		c := cells[r.IntN(len(cells))]
+		switch r.IntN(4) {
+		case 0:
+			h.set(c, time.Time{})
+		default:
+			h.set(c, epoch.Add(time.Duration(r.IntN(500))))
+		}
+	}
+	want := 0
+	for _, c := range cells {
+		if c.slot >= 0 {
+			want++
+			if h[c.slot] != c {
+				t.Fatal("a cell does not know its place")
+			}
+		}
+	}
+	var got []time.Time
+	for c := h.first(); c != nil; c = h.first() {
+		got = append(got, c.at)
+		h.remove(c)
+	}
+	if len(got) != want || !slices.IsSortedFunc(got, time.Time.Compare) {
+		t.Fatalf("got %d of %d deadlines, in order: %t", len(got), want, slices.IsSortedFunc(got, time.Time.Compare))
+	}
+}
+
+func TestThePoolServesPeersInTurn(t *testing.T) {
+	p := newPool(100, 150)
+	busy, quiet := poolKey{"a", netip.MustParseAddr("192.0.2.1")}, poolKey{"b", netip.MustParseAddr("192.0.2.1")}
+	var order []poolKey
+	job := func(a poolKey) func() { return func() { order = append(order, a) } } // one worker: no lock
+	for i := range 101 {
+		if ok := p.submit(busy, job(busy)); ok != (i < 100) {
+			t.Fatalf("job %d of one peer: taken %t", i, ok)
+		}
+	}
+	for range 3 {
+		p.submit(quiet, job(quiet))
+	}
+	for i := range 48 {
+		a := poolKey{"a", netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})}
+		if ok := p.submit(a, job(a)); ok != (i < 47) {
+			t.Fatalf("job %d of all: taken %t", 103+i, ok)
+		}
+	}
+	var g sync.WaitGroup
+	done := make(chan struct{})
+	p.start(&g, 1)
+	for !p.submit(quiet, func() { close(done) }) {
+		runtime.Gosched() // until there is room
+	}
+	<-done
+	p.close()
+	g.Wait()
+	if i := slices.Index(order, quiet); i < 0 || i > 3 {
+		t.Errorf("the quiet peer was served after %d others, want at most 3", i)
+	}
+	if p.submit(quiet, func() {}) {
+		t.Error("a closed pool took a job")
+	}
+}
+
+func TestBackOffGrowsAndIsBounded(t *testing.T) {
+	c := Config{}.withDefaults()
+	for n := range 100 {
+		d := c.backOff(n)
+		top := c.RetryMax
+		if n < 10 { // 2^8 s is below 5 min, 2^9 s above
+			top = min(top, c.RetryMin<<max(n-1, 0))
+		}
+		if d < top/2 || d > top {
+			t.Errorf("after %d failures: %s, want %s to %s", n, d, top/2, top)
+		}
+	}
+}
+
+// BenchmarkTimers moves the deadline of one of 100,000 machines, as each
+// datagram does.
+func BenchmarkTimers(b *testing.B) {
+	var h timers
+	now := time.Now()
+	cells := make([]*cell, 100000)
+	for i := range cells {
+		cells[i] = &cell{slot: -1}
+		h.set(cells[i], now.Add(rand.N(time.Hour)))
+	}
+	i := 0
+	for b.Loop() {
+		i = (i + 7919) % len(cells)
+		h.set(cells[i], now.Add(rand.N(time.Hour)))
+	}
+}
