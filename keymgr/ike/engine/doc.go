@@ -16,4 +16,10 @@
 //
 // Failure. A panic in a machine ends that machine only; its SAs go on working
 // until fresh ones replace them. Close deletes nothing: workers keep their SAs.
+//
+// Limitations. IKE SAs live in memory: after a restart the SAs that workers
+// still have go on as orphans until they are replaced (see package sadb).
+// INITIAL_CONTACT is neither sent nor acted on: a peer's stale IKE SA ends by
+// its liveness check, which costs no packet. IKEv1 is dropped and counted.
+// INVALID_IKE_SPI is never sent.
 package engine

@@ -85,15 +85,18 @@ func TestARekeyIsNotTakenForADuplicate(t *testing.T) {
 		p.a.acquire(1)
 		p.after(time.Second)
 		p.lossless = true
-		for range 5 {
+		// Each rekey but the first is timed around the look for duplicates that
+		// the one before has planned, a drain after it came up.
+		for i := range 10 {
 			if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "a", Rule: "rule-0"}); n != 1 || err != nil {
 				t.Fatalf("rekey: %d, %v", n, err)
 			}
-			p.after(31 * time.Second)
-			p.mustForward()
-			if len(p.a.sas) != 2 || len(p.b.sas) != 2 {
-				t.Fatalf("after a rekey: %d and %d SAs", len(p.a.sas), len(p.b.sas))
-			}
+			p.after(30*time.Second + time.Duration(i-6)*time.Millisecond)
+		}
+		p.after(time.Minute)
+		p.mustForward()
+		if s := p.e.Stats(); len(p.a.sas) != 2 || len(p.b.sas) != 2 || s.ChildrenUp != 22 || s.Machines != 2 {
+			t.Errorf("after ten rekeys: %d and %d SAs, %+v", len(p.a.sas), len(p.b.sas), s)
 		}
 	})
 }
@@ -438,6 +441,21 @@ func TestOrphansOfARuleThatIsGoneAreRemoved(t *testing.T) {
 		p.after(time.Minute)
 		if len(p.a.sas) != 0 {
 			t.Errorf("%d SAs of a rule that is gone are left", len(p.a.sas))
+		}
+	})
+}
+
+func TestAReplacedSessionIsNotHeardAnyMore(t *testing.T) {
+	inPair(t, 1, nil, func(t *testing.T, p *pair) {
+		old := p.a.session
+		p.a.attach(p.e)
+		p.a.do(func() {
+			old.Handle(push.Acquire{ID: 1, Rule: "rule-0"})
+			old.Close()
+		})
+		p.after(time.Second)
+		if s := p.e.Stats(); s.Acquires != 0 || s.Workers != 2 || len(p.a.sas) != 0 {
+			t.Errorf("the old session started a negotiation or ended the new one: %+v", s)
 		}
 	})
 }

@@ -235,8 +235,8 @@ func TestHalfOpenBoundsAskForCookiesAndThenDrop(t *testing.T) {
 		ask := func(from string, first ...wire.Payload) { next++; h.report(request(from, initRequest(next, first...))) }
 		for range 10 {
 			ask("198.51.100.1")
+			h.lab.after(time.Millisecond)
 		}
-		h.lab.after(time.Second)
 		if s := e.Stats(); s.HalfOpen != 4 || s.CookiesSent != 6 || s.Drops["COOKIE_REQUIRED"] != 6 {
 			t.Fatalf("got %+v, want 4 machines and 6 cookies", s)
 		}
