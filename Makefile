@@ -94,6 +94,15 @@ demo: build ## Show the whole system on this machine, in namespaces of its own; 
 bench: ## Run the benchmarks of packages; compare runs with out/tools/benchstat
 	go test -p 1 -run '^$$' -bench . -benchmem ./ipsec/... ./keymgr/... ./dataplane/... ./policyd/...
 
+RIVALS := $(OUT)/rivals
+.PHONY: bench-dataplane
+bench-dataplane: build ## Measure our workers beside wireguard-go and strongSwan's libipsec (10 minutes, wants the machine to itself)
+	@scripts/deps
+	@mkdir -p $(RIVALS)
+	cd test/rivals && GOWORK=off go build -trimpath -o $(RIVALS)/wireguard-go golang.zx2c4.com/wireguard
+	go build -trimpath -tags testudo_null_cipher -o $(RIVALS)/workerd-null ./services/cmd/workerd
+	TESTUDO_BENCH=$(RIVALS) go test -count 1 -timeout 60m -run TestDataplane -v ./test/bench
+
 ## Verifying: each verify-x that a program can repair has its fix-x
 
 .PHONY: verify
@@ -112,13 +121,13 @@ fix-fmt: ## Format the Go code
 
 .PHONY: verify-tidy
 verify-tidy: ## Do go.mod and go.sum say what the code imports?
-	@for m in $(MODULES) test/vaultserver tools tools/buf tools/lint; do \
+	@for m in $(MODULES) test/vaultserver test/rivals tools tools/buf tools/lint; do \
 		(cd $$m && GOWORK=off go mod tidy -diff) || { echo "$$m: run make fix-tidy"; exit 1; }; \
 	done
 
 .PHONY: fix-tidy
 fix-tidy: ## Tidy every module
-	@for m in $(MODULES) test/vaultserver tools tools/buf tools/lint; do (cd $$m && GOWORK=off go mod tidy); done
+	@for m in $(MODULES) test/vaultserver test/rivals tools tools/buf tools/lint; do (cd $$m && GOWORK=off go mod tidy); done
 
 .PHONY: verify-modules
 verify-modules: ## Does each module build and vet by itself, without go.work?

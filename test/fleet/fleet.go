@@ -36,6 +36,10 @@ type Options struct {
 
 	// Further flags.
 	Policyd, Keymgrd, Workerd []string
+
+	// WorkerProgram is the path of another workerd than ours, such as one built
+	// with other tags; empty for ours.
+	WorkerProgram string
 }
 
 // Fleet is the daemons of one test. It is used by the test's goroutine.
@@ -83,6 +87,9 @@ func New(t testing.TB, l *lab.Lab, o Options) *Fleet {
 			args = append(args, "--policyd", f.socket("policyd"), "--keymgrd", f.socket("keymgrd"))
 		}
 		w := f.daemon(h, "workerd", "127.0.0.1:7413", args, o.Workerd)
+		if o.WorkerProgram != "" {
+			w.args[0] = o.WorkerProgram
+		}
 		f.workers = append(f.workers, w)
 		w.Start()
 	}
