@@ -108,7 +108,6 @@ func BenchmarkHandshakes(b *testing.B) {
 			}
 			<-tick.C
 		}
-		tick.Stop()
 		b.StopTimer()
 		var before, after runtime.MemStats
 		runtime.GC()
@@ -120,8 +119,9 @@ func BenchmarkHandshakes(b *testing.B) {
 			if e.Stats().Machines == 0 {
 				break
 			}
-			time.Sleep(time.Millisecond)
+			<-tick.C
 		}
+		tick.Stop()
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		held = (float64(after.HeapAlloc) - float64(before.HeapAlloc)) / (2 * peers)
