@@ -188,6 +188,10 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 	case ike.NeedKE:
 		s.exchangeKeys(c, f)
 	case ike.Spawn: // adopted before the others
+	case ike.Move:
+		n.move(f.SAs, f.Remote)
+	case ike.InitialContact:
+		n.initialContact(c, f)
 	case ike.Dropped:
 		s.e.stats.drop(f.Why)
 	case ike.Established:

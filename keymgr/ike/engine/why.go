@@ -33,4 +33,5 @@ const (
 	whyNoAnswer   = "NO_OUTCOME"
 	whyTimeout    = "HALF_OPEN_TIMEOUT"
 	whyDuplicate  = "DUPLICATE_CHILD_SA"
+	whyForgotten  = "INITIAL_CONTACT"
 )

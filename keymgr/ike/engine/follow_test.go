@@ -1,0 +1,86 @@
+package engine_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
+
+// RFC 7296 §2.4: with INITIAL_CONTACT the recipient may "delete any other IKE SAs it
+// has to the same authenticated identity".
+func TestInitialContactEndsOlderIKESAsOfTheSameIdentity(t *testing.T) {
+	handle := func(m *script, ev ike.Event) []ike.Effect {
+		d, ok := ev.(ike.Datagram)
+		if !ok {
+			return nil
+		}
+		m.info.RemoteID = "b.example"
+		if d.Path.Remote.Addr() == netip.MustParseAddr("198.51.100.9") {
+			m.info.RemoteID = "c.example" // another host with the same profile
+		}
+		sa := ipsec.SA{ID: ipsec.SAID(m.env.NextID()), Direction: ipsec.Inbound, SPI: m.env.AllocSPI(), Rule: "rule-0", Child: 1}
+		id := ipsec.Identity{Kind: ipsec.IdentityFQDN, Data: m.info.RemoteID}
+		return []ike.Effect{ike.Install{ID: 1, SAs: []ipsec.SA{sa}}, ike.Established{}, ike.InitialContact{Peer: m.info.Peer, RemoteID: id}}
+	}
+	hostile(t, nil, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		for i, from := range []string{"198.51.100.1", "198.51.100.9", "198.51.100.1", "198.51.100.2"} {
+			h.report(request(from, initRequest(uint64(i)+1)))
+			h.lab.after(time.Second)
+		}
+		sas, err := e.List(t.Context(), engine.Filter{})
+		if err != nil || len(sas) != 2 || len(h.sas) != 2 {
+			t.Fatalf("%d IKE SAs, %v, %d SAs in the worker; want the last of each of two identities", len(sas), err, len(h.sas))
+		}
+		for _, sa := range sas {
+			if from := sa.Path.Remote.Addr().String(); from != "198.51.100.2" && from != "198.51.100.9" {
+				t.Errorf("the IKE SA with %s at %s is still there", sa.RemoteID, from)
+			}
+		}
+	})
+}
+
+// RFC 7296 §2.23: a peer behind a NAT is followed to its new address and port.
+func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
+	var out ipsec.SAID
+	to := netip.MustParseAddrPort("198.51.100.77:61000")
+	handle := func(m *script, ev ike.Event) []ike.Effect {
+		d, ok := ev.(ike.Datagram)
+		switch {
+		case !ok:
+			return nil
+		case out != 0:
+			return []ike.Effect{ike.Move{SAs: []ipsec.SAID{out, out + 1000}, Remote: to}} // the second is gone already
+		}
+		out = ipsec.SAID(m.env.NextID())
+		sa := ipsec.SA{ID: out, Direction: ipsec.Outbound, SPI: 4096, Rule: "rule-0", Child: 1,
+			Remote: d.Path.Remote.Addr(), Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500}}
+		return []ike.Effect{ike.Install{ID: 1, SAs: []ipsec.SA{sa}}, ike.Established{}}
+	}
+	hostile(t, nil, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		h.report(request("198.51.100.1", initRequest(1)))
+		h.lab.after(time.Second)
+		before := h.sas[out]
+		sas, err := e.List(t.Context(), engine.Filter{})
+		if err != nil || len(sas) != 1 {
+			t.Fatalf("%d IKE SAs, %v", len(sas), err)
+		}
+		again := wire.Header{SPIi: 1, SPIr: sas[0].LocalSPI, Exchange: wire.Informational, Flags: wire.FlagInitiator}
+		h.report(request("198.51.100.1", wire.AppendMessage(nil, again, nil)))
+		h.lab.after(time.Second)
+		sa := h.sas[out]
+		if sa.Remote != to.Addr() || sa.Encap == nil || *sa.Encap != (ipsec.UDPEncap{LocalPort: 4500, RemotePort: 61000}) {
+			t.Errorf("the worker sends to %s, %+v; want %s", sa.Remote, sa.Encap, to)
+		}
+		if sa.Lease.First < before.Lease.Last {
+			t.Errorf("lease %+v after %+v; want numbers that were not granted before", sa.Lease, before.Lease)
+		}
+		if s := e.Stats(); s.SADesired != 1 || s.SAInstalled != 1 {
+			t.Errorf("stats %+v; want the SA to count as installed", s)
+		}
+	})
+}
