@@ -11,23 +11,19 @@ import (
 // Neighbor Advertisement (136) of RFC 4861; Redirect (137) is not needed to
 // reach anybody and stays under policy.
 func (b *builder) exempt() {
-	if b.policy.ExemptIKE {
-		for _, port := range []struct {
-			name   string
-			number uint16
-		}{{"ike", 500}, {"ike-natt", 4500}} {
-			for _, every := range []span{everyIPv4, everyIPv6} {
-				b.permit(port.name, ipsec.Selector{
-					Local:  side(every, 17, model.PortRange{First: port.number, Last: port.number}),
-					Remote: side(every, 17, model.AnyPort),
-				})
-			}
+	for _, port := range []struct {
+		name   string
+		number uint16
+	}{{"ike", 500}, {"ike-natt", 4500}} {
+		for _, every := range []span{everyIPv4, everyIPv6} {
+			b.permit(port.name, ipsec.Selector{
+				Local:  side(every, 17, model.PortRange{First: port.number, Last: port.number}),
+				Remote: side(every, 17, model.AnyPort),
+			})
 		}
 	}
-	if b.policy.ExemptND {
-		types := model.PortRange{First: 133 << 8, Last: 136<<8 | 255}
-		b.permit("neighborDiscovery", ipsec.Selector{Local: side(everyIPv6, 58, types), Remote: side(everyIPv6, 58, types)})
-	}
+	types := model.PortRange{First: 133 << 8, Last: 136<<8 | 255}
+	b.permit("neighborDiscovery", ipsec.Selector{Local: side(everyIPv6, 58, types), Remote: side(everyIPv6, 58, types)})
 }
 
 func (b *builder) permit(what string, s ipsec.Selector) {

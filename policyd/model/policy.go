@@ -2,6 +2,7 @@ package model
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,8 +15,6 @@ type Policy struct {
 	Meta
 	KeyExchange KeyExchange
 	Rules       []Rule
-	ExemptIKE   bool
-	ExemptND    bool
 	Default     ipsec.Action // for what no rule matches: permit (the default) or block
 }
 
@@ -51,11 +50,14 @@ type Rule struct {
 // HasTunnel reports a rule that names its gateway.
 func (r Rule) HasTunnel() bool { return r.TunnelNode != "" || r.TunnelAddr.IsValid() }
 
+// exemptions pass before all rules.
+var exemptions = []string{"ike", "neighborDiscovery"}
+
 // exemptName is what the compiler names its own rules after.
 const exemptName = "exempt"
 
 func readPolicy(v value, m Meta) *Policy {
-	p := &Policy{Meta: m, KeyExchange: DefaultKeyExchange, ExemptIKE: true, ExemptND: true, Default: ipsec.ActionPermit}
+	p := &Policy{Meta: m, KeyExchange: DefaultKeyExchange, Default: ipsec.ActionPermit}
 	v.mapping(
 		key{"keyExchange", false, func(v value) { p.KeyExchange = readKeyExchange(v) }},
 		key{"rules", true, func(v value) {
@@ -70,19 +72,21 @@ func readPolicy(v value, m Meta) *Policy {
 			})
 		}},
 		key{"exempt", false, func(v value) {
-			p.ExemptIKE, p.ExemptND = false, false
+			// A worker that filtered these could not get its own keys and neighbours,
+			// so the list cannot be shortened; it is there to be read.
+			listed := map[string]bool{}
 			v.list("exemptions: ike, neighborDiscovery", func(_ int, v value) {
-				known := []string{"ike", "neighborDiscovery"}
-				switch s := v.text("ike or neighborDiscovery"); s {
-				case "":
-				case "ike":
-					p.ExemptIKE = true
-				case "neighborDiscovery":
-					p.ExemptND = true
-				default:
-					v.fail("got %s, want ike or neighborDiscovery%s", v.got(), suggest(s, known))
+				s := v.text("ike or neighborDiscovery")
+				if s != "" && !slices.Contains(exemptions, s) {
+					v.fail("got %s, want ike or neighborDiscovery%s", v.got(), suggest(s, exemptions))
 				}
+				listed[s] = true
 			})
+			for _, e := range exemptions {
+				if !listed[e] {
+					v.fail("%s is not in the list, but is always exempt; want [ike, neighborDiscovery] or no list", e)
+				}
+			}
 		}},
 		key{"default", false, func(v value) {
 			switch s := v.text("permit or block"); s {

@@ -169,7 +169,6 @@ func (l *loader) filterList(f *FilterList) {
 }
 
 func (l *loader) policy(p *Policy) {
-	secure := false
 	for i, r := range p.Rules {
 		field := func(name string) string { return fmt.Sprintf("spec.rules[%d].%s", i, name) }
 		filters, ok1 := reference(l, l.set.FilterLists, KindFilterList, r.Filters, r.Pos, field("filters"))
@@ -188,7 +187,6 @@ func (l *loader) policy(p *Policy) {
 			}
 			continue
 		}
-		secure = true
 		if r.Authentication == "" {
 			l.errs.Add(r.Pos, field("authentication"), "missing: action %q is secure, want the name of an Authentication", action.Name)
 		}
@@ -202,9 +200,6 @@ func (l *loader) policy(p *Policy) {
 				}
 			}
 		}
-	}
-	if secure && !p.ExemptIKE {
-		l.errs.Add(p.Pos, "spec.exempt", "ike is not in the list and the policy has secure rules, whose peers then could never negotiate; add ike")
 	}
 }
 
