@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -23,41 +22,175 @@ const (
 
 var counterNames = []string{counterBlockedOut, counterBlockedIn, counterClearIn, counterNoRule}
 
-// ruleset writes the table. One value is used for one transaction.
+// ruleset writes the table of one policy revision.
+//
+// The rules of a policy stand in chains of their own, which the base chains jump
+// to. New ones are filled first, a piece at a time, where nothing leads to them;
+// one last transaction turns the base chains over to them. So a revision comes
+// into force as a whole, however large it is, and a netlink message stays within
+// what an unprivileged socket may send.
 type ruleset struct {
-	c     *Config
-	conn  *nftables.Conn
-	table *nftables.Table
+	c       *Config
+	conn    *nftables.Conn
+	table   *nftables.Table
+	version string // suffix of the chains and maps of this revision
+	queued  int
+	err     error
 }
 
-// applyRuleset makes the table say what the policy says, in one transaction.
+// perMessage is how many rules one netlink message holds at most.
+const perMessage = 100
+
+// applyRuleset makes the table say what the policy says.
 func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	r := &ruleset{c: c, conn: conn}
-	r.table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: c.nftTable()})
+	r := &ruleset{c: c, conn: conn, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: c.nftTable()}}
+	conn.AddTable(r.table)
 	for _, n := range counterNames {
 		conn.AddObj(&nftables.CounterObj{Table: r.table, Name: n})
 	}
-	out := r.chain("output", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle)
-	pre := r.chain("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
-	in := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
-	fwd := r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-	post := r.chain("postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle)
-	for _, ch := range []*nftables.Chain{out, pre, in, fwd, post} {
-		conn.FlushChain(ch)
+	r.flush()
+	old, err := r.others()
+	if err = errors.Join(r.err, err); err != nil {
+		return fmt.Errorf("read nftables table %s: %w", c.nftTable(), err)
 	}
-	r.output(out, p)
-	r.prerouting(pre, p, mtu)
-	r.input(in, p)
-	r.forward(fwd, p)
-	r.postrouting(post, mtu)
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("write nftables table %s: %w", c.nftTable(), err)
+	r.version = old.next
+	out, in := r.rules(p, outward), r.rules(p, inward)
+	r.flush()
+	if r.err == nil {
+		r.base(p, out, in, mtu)
+		r.flush()
 	}
-	return nil
+	if r.err == nil {
+		r.remove(old)
+		if r.err != nil {
+			// The new rules are in force; the next revision tries again.
+			c.Log.Warn("rules of an older policy cannot be removed from nftables", "table", c.nftTable(), "why", r.err)
+		}
+		return nil
+	}
+	err = fmt.Errorf("write nftables table %s: %w", c.nftTable(), r.err)
+	// What was filled in vain leads nowhere; take it away again.
+	if r.conn, r.err = nftables.New(); r.err == nil {
+		rest, restErr := r.others()
+		rest.keep(old)
+		r.remove(rest)
+		err = errors.Join(err, restErr)
+	}
+	return errors.Join(err, r.err)
+}
+
+// flush sends what is queued. After an error nothing more is sent.
+func (r *ruleset) flush() {
+	r.queued = 0
+	if r.err == nil {
+		r.err = r.conn.Flush()
+	}
+}
+
+// base fills the base chains.
+func (r *ruleset) base(p *ipsec.NodePolicy, out, in [2]*nftables.Chain, mtu int) {
+	hooks := []struct {
+		name string
+		kind nftables.ChainType
+		hook *nftables.ChainHook
+		prio *nftables.ChainPriority
+		fill func(*nftables.Chain)
+	}{
+		{"output", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.output(c, p, out) }},
+		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.prerouting(c, out, mtu) }},
+		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.input(c, p, in) }},
+		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.forward(c, p, out, in) }},
+		{"postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.clamp(c, oif(r.c.Device), mtu) }},
+	}
+	pass := nftables.ChainPolicyAccept
+	for _, h := range hooks {
+		c := r.conn.AddChain(&nftables.Chain{Name: h.name, Table: r.table, Type: h.kind, Hooknum: h.hook, Priority: h.prio, Policy: &pass})
+		r.conn.FlushChain(c)
+		h.fill(c)
+	}
+}
+
+// add queues one rule. Rules of the base chains go in one message; they are few.
+func (r *ruleset) add(c *nftables.Chain, parts ...[]expr.Any) {
+	var all []expr.Any
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: all})
+}
+
+// output marks what this host sends and a secure rule covers.
+func (r *ruleset) output(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftables.Chain) {
+	r.add(c, hasMark(r.c.OwnMark), accept())
+	r.add(c, oif("lo"), accept())
+	r.exemptAlways(c)
+	r.add(c, clearMark(r.c.Mark))
+	r.jump(c, rules)
+	r.fallback(c, p)
+}
+
+// prerouting marks what this host forwards and a secure rule covers, so that it
+// is routed into the TUN. What comes out of the TUN gets the mark for the
+// reverse path check only; the ip rules see to that.
+func (r *ruleset) prerouting(c *nftables.Chain, rules [2]*nftables.Chain, mtu int) {
+	r.clamp(c, iif(r.c.Device), mtu)
+	r.add(c, iif(r.c.Device), setMark(r.c.Mark), accept())
+	r.add(c, clearMark(r.c.Mark))
+	r.add(c, iif("lo"), accept())
+	r.add(c, toThisHost(), accept())
+	r.exemptAlways(c)
+	r.jump(c, rules)
+}
+
+// input drops what arrives in clear and should not have.
+func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftables.Chain) {
+	r.add(c, iif(r.c.Device), clearMark(r.c.Mark), accept())
+	r.add(c, iif("lo"), accept())
+	r.exemptAlways(c)
+	for _, port := range []uint16{r.c.IKEPort, r.c.NATTPort} {
+		r.add(c, l4proto(unix.IPPROTO_UDP), dport(port), accept())
+	}
+	// IPv6 is filtered here before reassembly, IPv4 after it. The first
+	// fragment has the ports and is judged by them; without it the others never
+	// become a packet (RFC 8200 §4.5).
+	r.add(c, nfproto(unix.NFPROTO_IPV6), laterFragment(false), accept())
+	r.jump(c, rules)
+	r.fallback(c, p)
+}
+
+// forward does the same for what passes through: clear packets towards what
+// this host protects, and packets that a block rule covers either way.
+func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy, out, in [2]*nftables.Chain) {
+	r.add(c, iif(r.c.Device), accept())
+	r.add(c, oif(r.c.Device), accept())
+	r.exemptAlways(c)
+	r.jump(c, in)
+	r.jump(c, out)
+	r.fallback(c, p)
+}
+
+// jump leads to the rules of both families; a packet that none decides returns.
+func (r *ruleset) jump(c *nftables.Chain, rules [2]*nftables.Chain) {
+	for i, p := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+		r.add(c, nfproto(p), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: rules[i].Name}})
+	}
+}
+
+// fallback is the default action.
+func (r *ruleset) fallback(c *nftables.Chain, p *ipsec.NodePolicy) {
+	if p.Default == ipsec.ActionBlock {
+		r.add(c, count(counterNoRule), drop())
+	}
+}
+
+// clamp keeps TCP below the MTU of the TUN from the start.
+func (r *ruleset) clamp(c *nftables.Chain, device []expr.Any, mtu int) {
+	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV4)), clampMSS(mtu-40))
+	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV6)), clampMSS(mtu-60))
 }
 
 // removeRuleset deletes the table; it need not exist.
@@ -98,157 +231,6 @@ func rulesetCounters(c *Config) (map[string]uint64, error) {
 	return out, nil
 }
 
-func (r *ruleset) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
-	accept := nftables.ChainPolicyAccept
-	return r.conn.AddChain(&nftables.Chain{Name: name, Table: r.table, Type: kind, Hooknum: hook, Priority: prio, Policy: &accept})
-}
-
-func (r *ruleset) add(c *nftables.Chain, parts ...[]expr.Any) {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: all})
-}
-
-// output marks what this host sends and a secure rule covers.
-func (r *ruleset) output(c *nftables.Chain, p *ipsec.NodePolicy) {
-	r.add(c, hasMark(r.c.OwnMark), accept())
-	r.add(c, oif("lo"), accept())
-	r.exemptAlways(c)
-	r.add(c, clearMark(r.c.Mark))
-	for i := range p.Rules {
-		x := &p.Rules[i]
-		if x.Direction&ipsec.Outbound == 0 {
-			continue
-		}
-		for _, m := range matches(x.Selector, outward) {
-			switch x.Action {
-			case ipsec.ActionPermit:
-				r.add(c, m, accept())
-			case ipsec.ActionBlock:
-				r.add(c, m, count(counterBlockedOut), drop())
-			case ipsec.ActionSecure:
-				r.add(c, m, setMark(r.c.Mark), accept())
-			}
-		}
-	}
-	if p.Default == ipsec.ActionBlock {
-		r.add(c, count(counterNoRule), drop())
-	}
-}
-
-// prerouting marks what this host forwards and a secure rule covers, so that it
-// is routed into the TUN. What comes out of the TUN gets the mark for the
-// reverse path check only; the ip rules see to that.
-func (r *ruleset) prerouting(c *nftables.Chain, p *ipsec.NodePolicy, mtu int) {
-	r.add(c, iif(r.c.Device), synOnly(nfproto(unix.NFPROTO_IPV4)), clampMSS(mtu-40))
-	r.add(c, iif(r.c.Device), synOnly(nfproto(unix.NFPROTO_IPV6)), clampMSS(mtu-60))
-	r.add(c, iif(r.c.Device), setMark(r.c.Mark), accept())
-	r.add(c, clearMark(r.c.Mark))
-	r.add(c, iif("lo"), accept())
-	r.add(c, toThisHost(), accept())
-	r.exemptAlways(c)
-	for i := range p.Rules {
-		x := &p.Rules[i]
-		if x.Direction&ipsec.Outbound == 0 {
-			continue
-		}
-		for _, m := range matches(x.Selector, outward) {
-			if x.Action == ipsec.ActionSecure {
-				r.add(c, m, setMark(r.c.Mark), accept())
-			} else {
-				r.add(c, m, accept()) // the forward chain blocks
-			}
-		}
-		if x.Action != ipsec.ActionPermit {
-			for _, m := range fragmentMatches(x.Selector, outward) {
-				r.add(c, m, setMark(r.c.Mark), accept()) // the engine drops it, and counts
-			}
-		}
-	}
-}
-
-// input drops what arrives in clear and should not have.
-func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy) {
-	r.add(c, iif(r.c.Device), clearMark(r.c.Mark), accept())
-	r.add(c, iif("lo"), accept())
-	r.exemptAlways(c)
-	for _, port := range []uint16{r.c.IKEPort, r.c.NATTPort} {
-		r.add(c, l4proto(unix.IPPROTO_UDP), dport(port), accept())
-	}
-	// IPv6 is filtered here before reassembly, IPv4 after it. The first
-	// fragment has the ports and is judged by them; without it the others never
-	// become a packet (RFC 8200 §4.5).
-	r.add(c, nfproto(unix.NFPROTO_IPV6), laterFragment(false), accept())
-	for i := range p.Rules {
-		r.inbound(c, &p.Rules[i])
-	}
-	if p.Default == ipsec.ActionBlock {
-		r.add(c, count(counterNoRule), drop())
-	}
-}
-
-// forward does the same for what passes through: clear packets towards what
-// this host protects, and packets that a block rule covers either way.
-func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy) {
-	r.add(c, iif(r.c.Device), accept())
-	r.add(c, oif(r.c.Device), accept())
-	r.exemptAlways(c)
-	for i := range p.Rules {
-		x := &p.Rules[i]
-		r.inbound(c, x)
-		if !passesClear(x) && x.Direction&ipsec.Inbound != 0 {
-			for _, m := range fragmentMatches(x.Selector, inward) {
-				r.add(c, m, count(counterBlockedIn), drop())
-			}
-		}
-		if x.Direction&ipsec.Outbound == 0 {
-			continue
-		}
-		for _, m := range matches(x.Selector, outward) {
-			if x.Action == ipsec.ActionPermit {
-				r.add(c, m, accept())
-			} else {
-				r.add(c, m, count(counterBlockedOut), drop())
-			}
-		}
-	}
-	if p.Default == ipsec.ActionBlock {
-		r.add(c, count(counterNoRule), drop())
-	}
-}
-
-// inbound is one rule seen from a packet that arrives in clear.
-func (r *ruleset) inbound(c *nftables.Chain, x *ipsec.Rule) {
-	if x.Direction&ipsec.Inbound == 0 {
-		return
-	}
-	counter := counterBlockedIn
-	if x.Action == ipsec.ActionSecure {
-		counter = counterClearIn
-	}
-	for _, m := range matches(x.Selector, inward) {
-		if passesClear(x) {
-			r.add(c, m, accept())
-		} else {
-			r.add(c, m, count(counter), drop())
-		}
-	}
-}
-
-// passesClear reports a rule under which packets may arrive in clear. Where we
-// fall back to clear the peer's answers come that way too.
-func passesClear(x *ipsec.Rule) bool {
-	return x.Action == ipsec.ActionPermit || x.Action == ipsec.ActionSecure && (x.Template.AcceptClear || x.Template.FallbackClear)
-}
-
-// postrouting keeps TCP below the MTU of the TUN from the start.
-func (r *ruleset) postrouting(c *nftables.Chain, mtu int) {
-	r.add(c, oif(r.c.Device), synOnly(nfproto(unix.NFPROTO_IPV4)), clampMSS(mtu-40))
-	r.add(c, oif(r.c.Device), synOnly(nfproto(unix.NFPROTO_IPV6)), clampMSS(mtu-60))
-}
-
 // exemptAlways passes what IPsec itself and the link below it run on: ESP, AH,
 // and ICMPv6 neighbour and listener discovery (RFC 4301 §4.4.1 has the reason:
 // what must work before any SA exists needs a BYPASS entry).
@@ -260,89 +242,5 @@ func (r *ruleset) exemptAlways(c *nftables.Chain) {
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
 			&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{t[0]}, ToData: []byte{t[1]}},
 		}, accept())
-	}
-}
-
-func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
-func drop() []expr.Any   { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
-
-func count(name string) []expr.Any {
-	return []expr.Any{&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: name}}
-}
-
-func hasMark(bit uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bit), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}
-}
-
-func setMark(bit uint32) []expr.Any   { return changeMark(^bit, bit) }
-func clearMark(bit uint32) []expr.Any { return changeMark(^bit, 0) }
-
-func changeMark(keep, set uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(keep), Xor: binaryutil.NativeEndian.PutUint32(set)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
-	}
-}
-
-func iif(name string) []expr.Any { return device(expr.MetaKeyIIFNAME, name) }
-func oif(name string) []expr.Any { return device(expr.MetaKeyOIFNAME, name) }
-
-func device(key expr.MetaKey, name string) []expr.Any {
-	var b [unix.IFNAMSIZ]byte
-	copy(b[:], name)
-	return []expr.Any{
-		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: b[:]},
-	}
-}
-
-func nfproto(p byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}},
-	}
-}
-
-func l4proto(p byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}},
-	}
-}
-
-func dport(p uint16) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(p)},
-	}
-}
-
-func toThisHost() []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
-	}
-}
-
-// synOnly adds "TCP with SYN set" to a match.
-func synOnly(m []expr.Any) []expr.Any {
-	m = append(m, l4proto(unix.IPPROTO_TCP)...)
-	return append(m,
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x02}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0}},
-	)
-}
-
-// clampMSS lowers the MSS option; the kernel never raises it.
-func clampMSS(mss int) []expr.Any {
-	return []expr.Any{
-		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(uint16(mss))},
-		&expr.Exthdr{SourceRegister: 1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
 	}
 }

@@ -70,10 +70,10 @@ func TestPermitAndBlock(t *testing.T) {
 	block.Name, block.Action, block.Template = "block", ipsec.ActionBlock, nil
 	l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, permit, block))
 	l.a.run("ping", "-c", "1", "-W", "2", l.b.v4.String())
-	if out, err := l.a.try("ping", "-c", "1", "-W", "1", "-I", l.a.in4.String(), l.b.in4.String()); err == nil {
+	if out, err := l.a.try("ping", "-c", "1", "-W", "0.3", "-I", l.a.in4.String(), l.b.in4.String()); err == nil {
 		t.Errorf("a blocked ping was answered:\n%s", out)
 	}
-	if out, err := l.b.try("ping", "-c", "1", "-W", "1", "-I", l.b.in4.String(), l.a.in4.String()); err == nil {
+	if out, err := l.b.try("ping", "-c", "1", "-W", "0.3", "-I", l.b.in4.String(), l.a.in4.String()); err == nil {
 		t.Errorf("a blocked ping from outside was answered:\n%s", out)
 	}
 	if got := l.a.worker.why(packet.WhyBlocked); got != 2 {
@@ -84,7 +84,7 @@ func TestPermitAndBlock(t *testing.T) {
 		t.Errorf("default permit: %v\n%s", err, out)
 	}
 	l.a.worker.do("policy", l.a.policy(ipsec.ActionBlock, permit))
-	if out, err := l.a.try("ping", "-c", "1", "-W", "1", "-6", l.b.v6.String()); err == nil {
+	if out, err := l.a.try("ping", "-c", "1", "-W", "0.3", "-6", l.b.v6.String()); err == nil {
 		t.Errorf("default block let a ping through:\n%s", out)
 	}
 	if l.a.worker.why(packet.WhyNoRule) == 0 {
@@ -96,7 +96,7 @@ func TestInboundClearIsDropped(t *testing.T) {
 	l := newLab(t)
 	l.a.startWorker(Config{})
 	l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, secureRule(ipsec.ModeTransport, l.a.v4, l.b.v4)))
-	if out, err := l.b.try("ping", "-c", "2", "-i", "0.1", "-W", "1", l.a.v4.String()); err == nil {
+	if out, err := l.b.try("ping", "-c", "2", "-i", "0.1", "-W", "0.3", l.a.v4.String()); err == nil {
 		t.Errorf("a ping in clear was answered though a rule secures it:\n%s", out)
 	}
 	if got := l.a.worker.why(packet.WhyClear); got != 2 {
@@ -105,7 +105,7 @@ func TestInboundClearIsDropped(t *testing.T) {
 	accepting := secureRule(ipsec.ModeTransport, l.a.v4, l.b.v4)
 	accepting.Template.AcceptClear = true
 	l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, accepting))
-	l.b.try("ping", "-c", "1", "-W", "1", l.a.v4.String())
+	l.b.try("ping", "-c", "1", "-W", "0.3", l.a.v4.String())
 	if got := l.a.worker.why(packet.WhyClear); got != 2 {
 		t.Errorf("acceptClear: %d packets dropped, want no more than the 2 before", got)
 	}
@@ -124,12 +124,12 @@ func TestFallBackToClear(t *testing.T) {
 	for _, soft := range []bool{false, true} {
 		r.Template.FallbackClear = soft
 		l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, r))
-		l.a.try("ping", "-c", "1", "-W", "1", l.b.v4.String())
+		l.a.try("ping", "-c", "1", "-W", "0.3", l.b.v4.String())
 		if got := l.a.worker.do("event", nil); !strings.Contains(got, "Acquire") {
 			t.Fatalf("event %s, want Acquire", got)
 		}
 		l.a.worker.do("acquire-failed", nil)
-		out, err := l.a.try("ping", "-c", "2", "-i", "0.1", "-W", "1", l.b.v4.String())
+		out, err := l.a.try("ping", "-c", "2", "-i", "0.1", "-W", "0.3", l.b.v4.String())
 		if soft && err != nil {
 			t.Errorf("fallbackToClear: %v\n%s\n%s", err, out, l.a.worker.do("counters", nil))
 		}
@@ -164,7 +164,7 @@ func TestKillLeavesNoWayInClear(t *testing.T) {
 	p := pair{ipsec.ModeTransport, true, false, false, "aes128gcm16"}
 	l.protect(p)
 	ping := func() error {
-		_, err := l.a.try("ping", "-c", "1", "-W", "1", l.b.v4.String())
+		_, err := l.a.try("ping", "-c", "1", "-W", "0.3", l.b.v4.String())
 		return err
 	}
 	if err := ping(); err != nil {
@@ -217,7 +217,7 @@ func TestFailClosedStaysClosedAfterAStop(t *testing.T) {
 	l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, secureRule(ipsec.ModeTransport, l.a.v4, l.b.v4)))
 	l.a.worker.do("close", nil)
 	stop := l.b.sniff()
-	if out, err := l.a.try("ping", "-c", "1", "-W", "1", l.b.v4.String()); err == nil {
+	if out, err := l.a.try("ping", "-c", "1", "-W", "0.3", l.b.v4.String()); err == nil {
 		t.Errorf("a ping was answered after a fail-closed stop:\n%s", out)
 	}
 	if seen := stop(); seen["other-1"] != 0 {
@@ -286,7 +286,7 @@ func TestAGatewayProtectsASubnet(t *testing.T) {
 	}
 	// In clear from the other side: dropped.
 	l.b.worker.do("close", nil)
-	if out, err := hostB.try("ping", "-c", "1", "-W", "1", "10.1.9.2"); err == nil {
+	if out, err := hostB.try("ping", "-c", "1", "-W", "0.3", "10.1.9.2"); err == nil {
 		t.Errorf("a ping in clear passed the gateway:\n%s", out)
 	}
 	if got := l.a.worker.why(packet.WhyClear); got != 1 {
