@@ -82,8 +82,13 @@ race: ## Run the tests of our own code with the race detector
 	$(GOTEST) -race -short $(filter-out ./test/...,$(PACKAGES))
 
 .PHONY: interop
-interop: build ## Run the live tests only: namespaces, strongSwan, whole fleets
-	$(GOTEST) -v ./test/lab/... $(patsubst %,./%/...,$(wildcard test/interop test/e2e))
+interop: build ## Talk to strongSwan: a line for each scenario, and how many passed
+	@go test -c -o $(OUT)/interop.test ./test/interop
+	@cd test/interop && $(OUT)/interop.test -test.run '^TestInterop$$' -test.parallel 4 -test.timeout 20m
+
+.PHONY: live
+live: build ## Run the live tests without strongSwan's scenarios: namespaces, whole fleets
+	$(GOTEST) -v ./test/lab/... $(patsubst %,./%/...,$(wildcard test/fleet test/e2e))
 
 .PHONY: demo
 demo: build ## Show the whole system on this machine, in namespaces of its own; needs no root
