@@ -121,11 +121,17 @@ func sealBody(s *Sealer, body []byte, seq uint64) []byte {
 	b := make([]byte, head+len(body)+int(s.icv))
 	s.header(b, seq)
 	if s.aead != nil {
-		s.aead.Seal(b[head:head], s.nonce[:], body, s.additional(seq))
+		s.aead.Seal(b[head:head], s.nonce[s.skip:], body, s.additional(seq))
 		return b
 	}
-	s.cbc.SetIV(b[espLen:head])
-	s.cbc.CryptBlocks(b[head:head+len(body)], body)
+	copy(b[head:], body)
+	switch {
+	case s.cbc != nil:
+		s.cbc.SetIV(b[espLen:head])
+		s.cbc.CryptBlocks(b[head:head+len(body)], body)
+	case s.ctr != nil:
+		s.ctr.xor(s.nonce[:], b[head:head+len(body)])
+	}
 	copy(b[head+len(body):], s.integrity(b[:head+len(body)], uint32(seq>>32)))
 	return b
 }

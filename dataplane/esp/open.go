@@ -13,7 +13,7 @@ import (
 // Opener verifies and decrypts ESP packets of one inbound SA.
 type Opener struct {
 	transform
-	cbc cbcMode // non-AEAD suites
+	cbc cbcMode // CBC suites
 }
 
 // NewOpener makes the opener of an inbound ESP SA. It keeps nothing of sa: the
@@ -29,7 +29,7 @@ func NewOpener(sa *ipsec.SA) (*Opener, error) {
 	o := &Opener{transform: t}
 	if t.block != nil {
 		var iv [maxIV]byte
-		if o.cbc, err = newCBC(cipher.NewCBCDecrypter(t.block, iv[:])); err != nil {
+		if o.cbc, err = newCBC(cipher.NewCBCDecrypter(t.block, iv[:t.ivLen])); err != nil {
 			return nil, err
 		}
 	}
@@ -66,7 +66,7 @@ func (o *Opener) OpenBurst(jobs []OpenJob) int {
 
 // Open verifies and decrypts a packet in place. seq is the full sequence number;
 // its low half must be the packet's. The payload is a part of b; in tunnel mode
-// it may be longer than the inner packet (traffic-flow padding, RFC 4303 §2.7).
+// it may be longer than the inner packet (traffic-flow padding): see Trim.
 // After a failure the contents of b are unspecified.
 //
 // An authentic packet with next header 59 gives WhyDummy: its sequence number
@@ -89,7 +89,7 @@ func (o *Opener) Open(b []byte, seq uint64) (payload []byte, next uint8, why pac
 	body := b[head : len(b)-icv]
 	if o.aead != nil {
 		copy(o.nonce[4:], b[espLen:head])
-		if _, err := o.aead.Open(body[:0], o.nonce[:], b[head:], o.additional(seq)); err != nil {
+		if _, err := o.aead.Open(body[:0], o.nonce[o.skip:], b[head:], o.additional(seq)); err != nil {
 			return nil, 0, packet.WhyAuth
 		}
 	} else {
@@ -97,8 +97,14 @@ func (o *Opener) Open(b []byte, seq uint64) (payload []byte, next uint8, why pac
 		if subtle.ConstantTimeCompare(want, b[len(b)-icv:]) != 1 {
 			return nil, 0, packet.WhyAuth
 		}
-		o.cbc.SetIV(b[espLen:head])
-		o.cbc.CryptBlocks(body, body)
+		switch {
+		case o.cbc != nil:
+			o.cbc.SetIV(b[espLen:head])
+			o.cbc.CryptBlocks(body, body)
+		case o.ctr != nil:
+			copy(o.nonce[4:], b[espLen:head])
+			o.ctr.xor(o.nonce[:], body)
+		}
 	}
 	return untrail(body)
 }
@@ -119,4 +125,28 @@ func untrail(body []byte) ([]byte, uint8, packet.Why) {
 		return nil, next, packet.WhyDummy
 	}
 	return body[:n], next, packet.WhyOK
+}
+
+// Trim cuts a tunnel-mode payload to the inner packet's own length, which takes
+// traffic-flow padding off (RFC 4303 §2.7). next must be IPv4 or IPv6 and fit it.
+func Trim(b []byte, next uint8) ([]byte, packet.Why) {
+	n := 0
+	switch next {
+	case packet.ProtoIPv4:
+		if len(b) < 20 || b[0]>>4 != 4 {
+			return nil, packet.WhyNextHead
+		}
+		n = int(binary.BigEndian.Uint16(b[2:]))
+	case packet.ProtoIPv6:
+		if len(b) < 40 || b[0]>>4 != 6 {
+			return nil, packet.WhyNextHead
+		}
+		n = 40 + int(binary.BigEndian.Uint16(b[4:]))
+	default:
+		return nil, packet.WhyNextHead
+	}
+	if n > len(b) {
+		return nil, packet.WhyTruncated
+	}
+	return b[:n], packet.WhyOK
 }

@@ -29,6 +29,7 @@ type scapyRequest struct {
 	ESN      bool   `json:"esn"`
 	Crypt    string `json:"crypt"`
 	CryptKey string `json:"crypt_key"`
+	CryptICV int    `json:"crypt_icv,omitempty"`
 	Auth     string `json:"auth,omitempty"`
 	AuthKey  string `json:"auth_key,omitempty"`
 	Src      string `json:"src"`
@@ -91,10 +92,18 @@ func (s *scapy) ask(t *testing.T, q scapyRequest) []byte {
 	return b
 }
 
-var scapyNames = map[string]string{
-	"aes128gcm16": "AES-GCM", "aes256gcm16": "AES-GCM", "chacha20poly1305": "CHACHA20-POLY1305",
-	"aes128": "AES-CBC", "aes256": "AES-CBC",
-	"sha256": "SHA2-256-128", "sha384": "SHA2-384-192", "sha512": "SHA2-512-256",
+// scapyNames are the algorithms that scapy has too. Its AES-GCM knows only ICVs
+// of 16 octets.
+var scapyNames = map[uint16]string{
+	ipsec.EncrAESGCM16: "AES-GCM", ipsec.EncrChaCha20Poly1305: "CHACHA20-POLY1305",
+	ipsec.EncrAESCCM8: "AES-CCM", ipsec.EncrAESCCM12: "AES-CCM", ipsec.EncrAESCCM16: "AES-CCM",
+	ipsec.EncrAESCBC: "AES-CBC", ipsec.EncrAESCTR: "AES-CTR",
+	ipsec.Encr3DES: "3DES", ipsec.EncrDES: "DES", ipsec.EncrNULL: "NULL",
+}
+
+var scapyAuthNames = map[uint16]string{
+	ipsec.IntegHMACSHA256128: "SHA2-256-128", ipsec.IntegHMACSHA384192: "SHA2-384-192", ipsec.IntegHMACSHA512256: "SHA2-512-256",
+	ipsec.IntegHMACSHA196: "HMAC-SHA1-96", ipsec.IntegHMACMD596: "HMAC-MD5-96", ipsec.IntegAESCMAC96: "AES-CMAC-96",
 }
 
 // udpPacket is a UDP packet from a to b with n octets of data.
@@ -234,13 +243,21 @@ func (x exchange) decapsulate(t *testing.T, o *Opener, b []byte, seq uint64, enc
 	return out
 }
 
-// TestScapy seals here and opens with scapy, and the other way round.
+// TestScapy seals here and opens with scapy, and the other way round: the suites
+// of the first part of the list in every manner, the others in two.
 func TestScapy(t *testing.T) {
 	peer := startScapy(t)
-	for _, s := range suites {
+	for i, s := range suites {
+		sa := s.sa(t, ipsec.Outbound, false)
+		if scapyNames[sa.Suite.Encr.ID] == "" || s.integ != "" && scapyAuthNames[sa.Suite.Integ.ID] == "" {
+			continue
+		}
 		for _, esn := range []bool{false, true} {
 			for name, x := range exchanges {
 				for _, encap := range []bool{false, true} {
+					if i >= 9 && (encap || name != "tunnel 4 in 4" && name != "transport 6") {
+						continue
+					}
 					label := strings.ReplaceAll(s.String()+"/"+name, " ", "_")
 					if esn {
 						label += "/esn"
@@ -264,9 +281,12 @@ func crossCheck(t *testing.T, peer *scapy, s suite, x exchange, esn, encap bool)
 	sa := s.sa(t, ipsec.Outbound, esn)
 	q := scapyRequest{
 		Mode: x.mode, NATT: encap, SPI: uint32(testSPI), Low: uint32(seq), High: uint32(seq >> 32), ESN: esn,
-		Crypt: scapyNames[s.encr], CryptKey: hex.EncodeToString(sa.EncrKey.Reveal()),
-		Auth: scapyNames[s.integ], AuthKey: hex.EncodeToString(sa.IntegKey.Reveal()),
+		Crypt: scapyNames[sa.Suite.Encr.ID], CryptKey: hex.EncodeToString(sa.EncrKey.Reveal()),
+		Auth: scapyAuthNames[sa.Suite.Integ.ID], AuthKey: hex.EncodeToString(sa.IntegKey.Reveal()),
 		Src: x.src, Dst: x.dst,
+	}
+	if s.integ == "" {
+		q.CryptICV = sealer.ICVLen()
 	}
 	for _, n := range []int{0, 1, 13, 100, 1333} {
 		inner := x.inner(t, n)

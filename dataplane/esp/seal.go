@@ -3,11 +3,12 @@ package esp
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/des"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"hash"
 
+	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
@@ -15,13 +16,13 @@ import (
 // Sealer makes ESP packets of one outbound SA.
 type Sealer struct {
 	transform
-	cbc   cbcMode      // non-AEAD suites
-	ivKey cipher.Block // non-AEAD suites: makes IVs
+	cbc   cbcMode      // CBC suites
+	ivKey cipher.Block // CBC suites: makes IVs
 	iv    [maxIV]byte
 	last  [2 * maxBlock]byte // the final plaintext blocks of SealFrom under CBC
 }
 
-// cbcMode is what crypto/aes gives for CBC: a mode whose IV can be set again.
+// cbcMode is what the standard library gives for CBC: a mode whose IV can be set again.
 type cbcMode interface {
 	cipher.BlockMode
 	SetIV([]byte)
@@ -41,58 +42,67 @@ func NewSealer(sa *ipsec.SA) (*Sealer, error) {
 	if t.block == nil {
 		return s, nil
 	}
-	var key [16]byte
-	rand.Read(key[:]) // never fails (crypto/rand)
-	defer clear(key[:])
-	if s.ivKey, err = aes.NewCipher(key[:]); err != nil {
+	if s.ivKey, err = newIVKey(t.block.BlockSize()); err != nil {
 		return nil, fmt.Errorf("esp: key for IVs: %w", err)
 	}
-	if s.cbc, err = newCBC(cipher.NewCBCEncrypter(t.block, s.iv[:])); err != nil {
+	if s.cbc, err = newCBC(cipher.NewCBCEncrypter(t.block, s.iv[:t.ivLen])); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// newIVKey makes a cipher with a random key and blocks as long as an IV, so that
+// no two sequence numbers get the same IV.
+func newIVKey(size int) (cipher.Block, error) {
+	var key [24]byte
+	rand.Read(key[:]) // never fails (crypto/rand)
+	defer clear(key[:])
+	if size == des.BlockSize {
+		return des.NewTripleDESCipher(key[:])
+	}
+	return aes.NewCipher(key[:16])
 }
 
 // Clone makes a sealer of the same SA and keys for another goroutine. The
 // sequence numbers of both come from one reservation.
 func (s *Sealer) Clone() (*Sealer, error) {
 	c := *s
-	if s.block == nil {
+	if s.aead != nil {
+		c.aead = cloneAEAD(s.aead)
 		return &c, nil
 	}
 	var err error
-	if c.mac, err = cloneMAC(s.mac); err != nil {
-		return nil, err
+	if c.mac, err = mac.Clone(s.mac); err != nil {
+		return nil, fmt.Errorf("esp: %w", err)
 	}
-	c.cbc, err = newCBC(cipher.NewCBCEncrypter(c.block, c.iv[:]))
+	if s.ctr != nil {
+		c.ctr = s.ctr.clone()
+	}
+	if s.block != nil {
+		c.cbc, err = newCBC(cipher.NewCBCEncrypter(c.block, c.iv[:c.ivLen]))
+	}
 	return &c, err
-}
-
-func cloneMAC(m hash.Hash) (hash.Hash, error) {
-	c, ok := m.(hash.Cloner)
-	if !ok {
-		return nil, fmt.Errorf("esp: this build's HMAC (%T) cannot be cloned", m)
-	}
-	return c.Clone()
 }
 
 func newCBC(m cipher.BlockMode) (cbcMode, error) {
 	c, ok := m.(cbcMode)
 	if !ok {
-		return nil, fmt.Errorf("esp: this build's AES-CBC (%T) cannot set an IV without allocating", m)
+		return nil, fmt.Errorf("esp: this build's CBC (%T) cannot set an IV without allocating", m)
 	}
 	return c, nil
 }
 
 // SealJob is one packet of a burst. Dst and Src are as in SealFrom; a nil Src
-// means that Size octets of payload lie in place, as in Seal. On return Why says
-// whether it was sealed, and Len how long the ESP packet is.
+// means that Size octets of payload lie in place, as in Seal. A Total other than
+// 0 is as in SealPadded; with Next 59 and no payload that is a dummy packet. On
+// return Why says whether it was sealed, and Len how long the ESP packet is.
 type SealJob struct {
-	Dst  []byte
-	Src  []byte
-	Size int // payload octets, when Src is nil
-	Next uint8
-	Seq  uint64
+	Dst   []byte
+	Src   []byte
+	Size  int // payload octets, when Src is nil
+	Total int // octets of the ESP packet, 0 for no more than needed
+	Next  uint8
+	Seq   uint64
 
 	Len int
 	Why packet.Why
@@ -115,7 +125,9 @@ func (s *Sealer) SealBurst(jobs []SealJob) int {
 		if j.Why != packet.WhyOK {
 			continue
 		}
-		if j.Src == nil {
+		if j.Total != 0 {
+			j.Len, j.Why = s.sealTotal(j)
+		} else if j.Src == nil {
 			j.Len, j.Why = s.Seal(j.Dst, j.Size, j.Next, j.Seq)
 		} else {
 			j.Len, j.Why = s.SealFrom(j.Dst, j.Src, j.Next, j.Seq)
@@ -142,11 +154,16 @@ func (s *Sealer) Seal(dst []byte, n int, next uint8, seq uint64) (int, packet.Wh
 	trailer(body, n, next)
 	s.header(dst, seq)
 	if s.aead != nil {
-		s.aead.Seal(body[:0], s.nonce[:], body, s.additional(seq))
+		s.aead.Seal(body[:0], s.nonce[s.skip:], body, s.additional(seq))
 		return size, packet.WhyOK
 	}
-	s.cbc.SetIV(dst[espLen:head])
-	s.cbc.CryptBlocks(body, body)
+	switch {
+	case s.cbc != nil:
+		s.cbc.SetIV(dst[espLen:head])
+		s.cbc.CryptBlocks(body, body)
+	case s.ctr != nil:
+		s.ctr.xor(s.nonce[:], body)
+	}
 	copy(dst[end:size], s.integrity(dst[:end], uint32(seq>>32)))
 	return size, packet.WhyOK
 }
@@ -165,13 +182,13 @@ func (s *Sealer) SealFrom(dst, src []byte, next uint8, seq uint64) (int, packet.
 		return 0, why
 	}
 	head, end := s.HeaderLen(), size-int(s.icv)
-	if s.aead == nil {
+	if s.cbc != nil {
 		s.header(dst, seq)
 		s.encryptFrom(dst[head:end], src, next, dst[espLen:head])
 		copy(dst[end:size], s.integrity(dst[:end], uint32(seq>>32)))
 		return size, packet.WhyOK
 	}
-	if cap(src) < end-head {
+	if s.aead == nil || cap(src) < end-head {
 		copy(dst[head:], src)
 		return s.Seal(dst, len(src), next, seq)
 	}
@@ -180,7 +197,7 @@ func (s *Sealer) SealFrom(dst, src []byte, next uint8, seq uint64) (int, packet.
 	copy(saved[:], plain[len(src):])
 	trailer(plain, len(src), next)
 	s.header(dst, seq)
-	s.aead.Seal(dst[head:head], s.nonce[:], plain, s.additional(seq))
+	s.aead.Seal(dst[head:head], s.nonce[s.skip:], plain, s.additional(seq))
 	copy(plain[len(src):], saved[:])
 	return size, packet.WhyOK
 }
@@ -188,7 +205,8 @@ func (s *Sealer) SealFrom(dst, src []byte, next uint8, seq uint64) (int, packet.
 // encryptFrom runs CBC over src into body: whole blocks straight from src, the
 // rest of it together with the trailer.
 func (s *Sealer) encryptFrom(body, src []byte, next uint8, iv []byte) {
-	whole := len(src) / maxBlock * maxBlock
+	size := s.cbc.BlockSize()
+	whole := len(src) / size * size
 	last := s.last[:len(body)-whole]
 	copy(last, src[whole:])
 	trailer(last, len(src)-whole, next)
@@ -212,17 +230,19 @@ func (s *Sealer) check(dst []byte, n int, seq uint64) (size int, why packet.Why)
 	return size, packet.WhyOK
 }
 
-// header writes SPI, sequence number and IV, and leaves an AEAD's nonce in s.
+// header writes SPI, sequence number and IV, and leaves a nonce in s.
 func (s *Sealer) header(dst []byte, seq uint64) {
 	binary.BigEndian.PutUint32(dst, s.spi)
 	binary.BigEndian.PutUint32(dst[4:], uint32(seq))
-	if s.aead != nil {
+	switch {
+	case s.ivKey != nil:
+		iv := s.iv[:s.ivLen]
+		binary.BigEndian.PutUint64(iv[len(iv)-8:], seq)
+		s.ivKey.Encrypt(dst[espLen:], iv)
+	case s.ivLen == 8:
 		binary.BigEndian.PutUint64(dst[espLen:], seq)
 		binary.BigEndian.PutUint64(s.nonce[4:], seq)
-		return
 	}
-	binary.BigEndian.PutUint64(s.iv[8:], seq)
-	s.ivKey.Encrypt(dst[espLen:espLen+aes.BlockSize], s.iv[:])
 }
 
 // trailer writes padding 1, 2, 3, …, its length and the next header after the n

@@ -1,6 +1,8 @@
 package esp
 
 import (
+	"cmp"
+	"slices"
 	"testing"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -9,7 +11,8 @@ import (
 // suite is one combination under test. Keys are the numbers 1, 2, 3, …
 type suite struct{ encr, integ string }
 
-var suites = []suite{
+// The first three are those of BenchmarkRatio.
+var suites = append([]suite{
 	{"aes128gcm16", ""},
 	{"aes256gcm16", ""},
 	{"chacha20poly1305", ""},
@@ -19,6 +22,33 @@ var suites = []suite{
 	{"aes256", "sha256"},
 	{"aes256", "sha384"},
 	{"aes256", "sha512"},
+}, everyOther()...)
+
+// everyOther goes through the table: each combined mode, each other cipher with
+// one integrity algorithm, and each integrity algorithm with one cipher.
+func everyOther() (all []suite) {
+	for _, a := range ipsec.Algorithms() {
+		if a.Use&ipsec.UseESP == 0 {
+			continue
+		}
+		switch {
+		case a.Type == ipsec.TransformENCR && a.ID != ipsec.EncrAESGCM16 && a.ID != ipsec.EncrChaCha20Poly1305 || a.Name == "aes192gcm16":
+			s := suite{a.Name, ""}
+			if !a.AEAD {
+				s.integ = "sha256"
+			}
+			if a.ID != ipsec.EncrAESCBC || a.KeyBits == 192 {
+				all = append(all, s)
+			}
+		case a.Type == ipsec.TransformINTEG:
+			if a.ID < ipsec.IntegHMACSHA256128 {
+				all = append(all, suite{"aes128", a.Name})
+			}
+			all = append(all, suite{"null", a.Name}, suite{"aes128ctr", a.Name})
+		}
+	}
+	slices.SortFunc(all, func(a, b suite) int { return cmp.Or(cmp.Compare(a.encr, b.encr), cmp.Compare(a.integ, b.integ)) })
+	return slices.Compact(all)
 }
 
 func (s suite) String() string {

@@ -3,15 +3,12 @@ package esp
 import (
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hmac"
-	"crypto/sha256"
-	"crypto/sha512"
+	"crypto/des"
 	"encoding/binary"
 	"fmt"
 	"hash"
 
-	"golang.org/x/crypto/chacha20poly1305"
-
+	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
@@ -21,41 +18,32 @@ const (
 	maxBlock = 16
 )
 
-// aeads and macs are the constructors behind the rows of ipsec.Algorithms.
-// What is not here is refused by name.
-var aeads = map[uint16]func(key []byte) (cipher.AEAD, error){
-	ipsec.EncrAESGCM16: func(key []byte) (cipher.AEAD, error) {
-		b, err := aes.NewCipher(key)
-		if err != nil {
-			return nil, err
-		}
-		return cipher.NewGCM(b)
-	},
-	ipsec.EncrChaCha20Poly1305: chacha20poly1305.New,
-}
-
-var macs = map[uint16]func() hash.Hash{
-	ipsec.IntegHMACSHA256128: sha256.New,
-	ipsec.IntegHMACSHA384192: sha512.New384,
-	ipsec.IntegHMACSHA512256: sha512.New,
+// blocks are the constructors of the ciphers that run in CBC mode.
+var blocks = map[uint16]func(key []byte) (cipher.Block, error){
+	ipsec.EncrAESCBC: aes.NewCipher,          // RFC 3602
+	ipsec.Encr3DES:   des.NewTripleDESCipher, // RFC 2451
+	ipsec.EncrDES:    newDES,                 // RFC 2405
 }
 
 // transform is what sealing and opening share: one SA's algorithms, keyed.
-// Exactly one of aead and block is set; mac goes with block.
+// Either aead is set, or mac, and with it block (CBC), ctr or neither (NULL).
 type transform struct {
 	aead  cipher.AEAD
 	block cipher.Block
+	ctr   *counter
 	mac   hash.Hash
 
 	spi   uint32
+	mode  ipsec.Mode
 	esn   bool
 	ivLen uint8
 	icv   uint8
 	align uint8 // of payload, padding and the two octets after it
+	skip  uint8 // octets of nonce that are not used: CCM's salt is one shorter
 
 	// Scratch, because a slice given to an interface method would otherwise
 	// escape to the heap for every packet.
-	nonce [12]byte // salt, then IV
+	nonce [12]byte // salt, which ends at the fourth octet, then IV
 	aad   [12]byte
 	high  [4]byte
 	sum   [64]byte
@@ -77,12 +65,17 @@ func newTransform(sa *ipsec.SA) (transform, error) {
 	}
 	t := transform{
 		spi:   uint32(sa.SPI),
+		mode:  sa.Mode,
 		esn:   sa.Suite.ESN,
 		ivLen: uint8(encr.IVLen),
 		icv:   uint8(encr.ICVLen),
 		align: uint8(max(encr.Block, 4)), // RFC 4303 §2.4
 	}
 	key := sa.EncrKey.Reveal()
+	if encr.SaltLen > 0 {
+		t.skip = uint8(4 - encr.SaltLen)
+		copy(t.nonce[t.skip:], key[encr.KeyLen:])
+	}
 	var err error
 	if encr.AEAD {
 		err = t.keyAEAD(sa, encr, key)
@@ -105,38 +98,35 @@ func (t *transform) keyAEAD(sa *ipsec.SA, encr *ipsec.Algorithm, key []byte) err
 		return fmt.Errorf("esp: %s authenticates by itself, got integrity algorithm %s as well", encr.Name, sa.Suite.Integ)
 	}
 	var err error
-	if t.aead, err = make(key[:encr.KeyLen]); err != nil {
+	if t.aead, err = make(key[:encr.KeyLen], encr.ICVLen); err != nil {
 		return fmt.Errorf("esp: %s: %w", encr.Name, err)
 	}
-	copy(t.nonce[:], key[encr.KeyLen:])
 	return nil
 }
 
 func (t *transform) keySeparate(sa *ipsec.SA, encr *ipsec.Algorithm, key []byte) error {
-	if encr.ID != ipsec.EncrAESCBC {
-		return fmt.Errorf("esp: encryption algorithm %s is not implemented", encr.Name)
-	}
 	integ, ok := ipsec.LookupAlgorithm(sa.Suite.Integ)
-	if !ok || integ.Type != ipsec.TransformINTEG || macs[integ.ID] == nil {
+	if !ok || integ.Use&ipsec.UseESP == 0 || !mac.Known(integ) {
 		return fmt.Errorf("esp: %s needs an integrity algorithm for ESP, got %s", encr.Name, sa.Suite.Integ)
 	}
-	if got := sa.IntegKey.Len(); got != integ.KeyLen {
-		return fmt.Errorf("esp: %s takes %d octets of key, got %d", integ.Name, integ.KeyLen, got)
-	}
 	var err error
-	if t.block, err = aes.NewCipher(key); err != nil {
+	switch {
+	case encr.ID == ipsec.EncrNULL:
+	case encr.ID == ipsec.EncrAESCTR:
+		t.ctr, err = newCounter(key[:encr.KeyLen])
+	case blocks[encr.ID] != nil:
+		t.block, err = blocks[encr.ID](key)
+	default:
+		return fmt.Errorf("esp: encryption algorithm %s is not implemented", encr.Name)
+	}
+	if err != nil {
 		return fmt.Errorf("esp: %s: %w", encr.Name, err)
 	}
-	t.keyMAC(macs[integ.ID], sa.IntegKey.Reveal())
+	if t.mac, err = mac.New(integ, sa.IntegKey.Reveal()); err != nil {
+		return fmt.Errorf("esp: %w", err)
+	}
 	t.icv = uint8(integ.ICVLen)
 	return nil
-}
-
-// keyMAC makes the HMAC, and one Reset: from then on crypto/hmac restores the
-// saved states after ipad and opad instead of hashing the key again.
-func (t *transform) keyMAC(h func() hash.Hash, key []byte) {
-	t.mac = hmac.New(h, key)
-	t.mac.Reset()
 }
 
 // integrity computes the ICV over b, and over the high half of the sequence

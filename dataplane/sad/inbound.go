@@ -1,7 +1,6 @@
 package sad
 
 import (
-	"encoding/binary"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -116,7 +115,7 @@ func (in *Inbound) open(j *esp.OpenJob, t *tally) packet.Why {
 		return seen
 	}
 	if why == packet.WhyOK && in.sa.Mode == ipsec.ModeTunnel {
-		j.Payload, why = trim(j.Payload, j.Next)
+		j.Payload, why = esp.Trim(j.Payload, j.Next)
 	}
 	if why != packet.WhyOK {
 		return why
@@ -134,29 +133,6 @@ func (in *Inbound) open(j *esp.OpenJob, t *tally) packet.Why {
 	t.packets++
 	in.counted(t.bytes, t.packets)
 	return packet.WhyOK
-}
-
-// trim cuts a tunnel-mode payload to the inner packet (RFC 4303 §2.7).
-func trim(b []byte, next uint8) ([]byte, packet.Why) {
-	n := 0
-	switch next {
-	case packet.ProtoIPv4:
-		if len(b) < 20 || b[0]>>4 != 4 {
-			return nil, packet.WhyNextHead
-		}
-		n = int(binary.BigEndian.Uint16(b[2:]))
-	case packet.ProtoIPv6:
-		if len(b) < 40 || b[0]>>4 != 6 {
-			return nil, packet.WhyNextHead
-		}
-		n = 40 + int(binary.BigEndian.Uint16(b[4:]))
-	default:
-		return nil, packet.WhyNextHead
-	}
-	if n > len(b) {
-		return nil, packet.WhyTruncated
-	}
-	return b[:n], packet.WhyOK
 }
 
 // Usable says whether the SA may be used at now, and if not, why.

@@ -33,14 +33,15 @@ var ImportRules = []ImportRule{
 	{"keymgr/ike/ikev1", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite"}},
 	{"keymgr/ike/ikev2", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite"}},
 
-	// packet, replay <- esp, ah <- sad, spd <- engine <- backend/userspace; netio is a
+	// packet, replay, mac <- esp, ah <- sad, spd <- engine <- backend/userspace; netio is a
 	// leaf. engine knows package backend, the contract, but no implementation of it.
 	{"dataplane/packet", []string{"ipsec"}},
 	{"dataplane/replay", []string{"dataplane/packet"}}, // for its verdicts' whys
 	{"dataplane/netio", nil},
 	{"dataplane/natt", []string{"ipsec", "dataplane/packet"}},
-	{"dataplane/esp", []string{"ipsec", "dataplane/packet", "dataplane/replay"}},
-	{"dataplane/ah", []string{"ipsec", "dataplane/packet", "dataplane/replay"}},
+	{"dataplane/mac", []string{"ipsec"}},
+	{"dataplane/esp", []string{"ipsec", "dataplane/packet", "dataplane/replay", "dataplane/mac"}},
+	{"dataplane/ah", []string{"ipsec", "dataplane/packet", "dataplane/replay", "dataplane/mac"}},
 	{"dataplane/sad", []string{"ipsec", "dataplane/packet", "dataplane/replay", "dataplane/esp", "dataplane/ah"}},
 	{"dataplane/spd", []string{"ipsec", "dataplane/packet"}},
 	{"dataplane/engine", []string{

@@ -9,6 +9,8 @@ import sys
 from scapy.config import conf
 
 conf.verb = 0
+from cryptography.hazmat.primitives.ciphers.algorithms import AES  # noqa: E402
+from cryptography.hazmat.primitives.cmac import CMAC  # noqa: E402
 from scapy.layers.inet import IP, UDP  # noqa: E402
 from scapy.layers.inet6 import IPv6  # noqa: E402
 from scapy.layers.ipsec import ESP, SecurityAssociation  # noqa: E402
@@ -19,12 +21,17 @@ class ESNAuth:
     """scapy leaves the high half of the sequence number out of a separate ICV
     for ESP; this adds it (RFC 4303 2.2.1)."""
 
-    def __init__(self, digest, icv_size, high):
-        self.digest, self.icv_size, self.high = digest, icv_size, high
+    def __init__(self, auth, high):
+        self.icv_size, self.high = auth.icv_size, high
+        self.digest = None if auth.name == "AES-CMAC-96" else auth.digestmod().name
 
     def mac(self, octets, key):
-        h = hmac.new(key, octets + self.high.to_bytes(4, "big"), self.digest)
-        return h.digest()[: self.icv_size]
+        octets += self.high.to_bytes(4, "big")
+        if self.digest is None:
+            c = CMAC(AES(key))
+            c.update(octets)
+            return c.finalize()[: self.icv_size]
+        return hmac.new(key, octets, self.digest).digest()[: self.icv_size]
 
     def sign(self, pkt, key):
         pkt.data += self.mac(raw(pkt), key)
@@ -46,6 +53,7 @@ def association(q):
         spi=q["spi"],
         crypt_algo=q["crypt"],
         crypt_key=bytes.fromhex(q["crypt_key"]),
+        crypt_icv_size=q.get("crypt_icv"),
         auth_algo=q.get("auth") or None,
         auth_key=bytes.fromhex(q.get("auth_key", "")) or None,
         tunnel_header=tunnel,
@@ -54,8 +62,7 @@ def association(q):
         esn=q["high"],
     )
     if q["esn"] and q.get("auth"):
-        a = sa.auth_algo
-        sa.auth_algo = ESNAuth(a.digestmod().name, a.icv_size, q["high"])
+        sa.auth_algo = ESNAuth(sa.auth_algo, q["high"])
     return sa
 
 

@@ -172,9 +172,9 @@ func keyLengths(s ipsec.Suite) (encr, integ int, err error) {
 		return 0, 0, fmt.Errorf("%s protects integrity itself; got %s with it", e.Name, i.Name)
 	case !e.AEAD && i.KeyLen == 0:
 		return 0, 0, fmt.Errorf("suite %s has no integrity protection", s)
-	case s.Protocol != ipsec.ProtocolAH && e.KeyLen == 0:
+	case s.Protocol != ipsec.ProtocolAH && e.Name == "": // NULL is one, with a key of no octets
 		return 0, 0, fmt.Errorf("suite %s has no encryption", s)
-	case s.Protocol == ipsec.ProtocolAH && e.KeyLen != 0:
+	case s.Protocol == ipsec.ProtocolAH && e.Name != "":
 		return 0, 0, fmt.Errorf("AH encrypts nothing; got %s", e.Name)
 	}
 	return e.KeyLen + e.SaltLen, i.KeyLen + i.SaltLen, nil

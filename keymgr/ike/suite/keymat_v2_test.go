@@ -126,7 +126,11 @@ func TestKeyLengthsOfASuite(t *testing.T) {
 		{parseSuite(t, ipsec.ProtocolESP, "aes128gcm16", "-", "-"), 20, 0},
 		{parseSuite(t, ipsec.ProtocolESP, "chacha20poly1305", "-", "-"), 36, 0},
 		{parseSuite(t, ipsec.ProtocolESP, "aes256", "sha384", "-"), 32, 48},
+		{parseSuite(t, ipsec.ProtocolESP, "aes128ctr", "sha256", "-"), 20, 32},
+		{parseSuite(t, ipsec.ProtocolESP, "aes128ccm8", "-", "-"), 19, 0},
+		{parseSuite(t, ipsec.ProtocolESP, "null", "sha256", "-"), 0, 32},
 		{parseSuite(t, ipsec.ProtocolAH, "-", "sha256", "-"), 0, 32},
+		{parseSuite(t, ipsec.ProtocolAH, "-", "authaes128gmac", "-"), 0, 20},
 	} {
 		k, err := NewChildKeys(p, c.suite, ipsec.NewSecret([]byte("SK_d")), ipsec.Secret{}, nil, nil)
 		if err != nil {

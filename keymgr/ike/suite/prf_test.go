@@ -109,7 +109,7 @@ func TestConstructorsRefuseByName(t *testing.T) {
 		"AEAD with integrity":   {encr(gcm, sha, key(20), key(0)), "protects integrity itself"},
 		"AEAD with SK_a":        {encr(gcm, ipsec.Transform{}, key(20), key(32)), "protects integrity itself"},
 		"CBC alone":             {encr(aes, ipsec.Transform{}, key(16), key(0)), "needs integrity protection"},
-		"3DES":                  {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.Encr3DES}, sha, key(24), key(32)), "ENCR-3 is not implemented"},
+		"3DES":                  {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.Encr3DES}, sha, key(24), key(32)), "3des is not implemented"},
 		"AES without length":    {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.EncrAESCBC}, sha, key(16), key(32)), "is not implemented"},
 	} {
 		if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
