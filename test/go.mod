@@ -5,6 +5,7 @@ go 1.26.0
 require github.com/testudo-ipsec/testudo/ipsec v0.0.0
 
 require (
+	github.com/testudo-ipsec/testudo/keymgr v0.0.0
 	github.com/testudo-ipsec/testudo/policyd v0.0.0
 	github.com/testudo-ipsec/testudo/proto v0.0.0
 	golang.org/x/sys v0.49.0

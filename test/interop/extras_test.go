@@ -1,17 +1,70 @@
 package interop
 
 import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 	"github.com/testudo-ipsec/testudo/test/lab"
 )
 
 func extras() []scenario {
-	return twice(
-		scenario{name: "ikev2-extensions", shows: "MOBIKE, fragmentation, childless, multiple authentication offered by strongSwan are passed over", at: sites,
+	return append(twice(
+		scenario{name: "ikev2-extensions", shows: "MOBIKE, fragmentation, childless IKE SAs and multiple authentication are offered and passed over", at: sites,
 			swan: func(c *lab.SwanConn) {
 				c.Settings = []string{"mobike = yes", "fragmentation = yes", "childless = allow"}
 			},
-			peer:  lab.SwanOptions{Charon: []string{"multiple_authentication = yes", "send_vendor_id = yes", "cisco_unity = yes"}},
+			peer: lab.SwanOptions{Charon: []string{"multiple_authentication = yes", "send_vendor_id = yes", "cisco_unity = yes"}},
+			steps: func(b *bed) {
+				carriesLittle(b)
+				if b.role == responder { // otherwise strongSwan answers offers of ours only
+					b.peerSaid("N(MOBIKE_SUP)")
+				}
+			}},
+	),
+		scenario{name: "ikev2-config-request", shows: "strongSwan asks for an address, we give none, the tunnel comes up", role: responder, at: sites,
+			swan:  func(c *lab.SwanConn) { c.Settings = []string{"vips = 0.0.0.0"} },
 			steps: carriesLittle},
+		scenario{name: "ikev2-reauthentication", shows: "strongSwan authenticates anew: a new IKE SA in place of the old", role: responder, at: sites,
+			steps: func(b *bed) {
+				before, _ := b.start()
+				b.ping()
+				b.must(b.peer.Reauthenticate(conn))
+				lab.WaitFor(b, limit, "a new IKE SA", func() error {
+					if ours, _ := b.up(); ours.GetLocalSpi() == before.GetLocalSpi() {
+						return fmt.Errorf("we have %v", ours)
+					}
+					return nil
+				})
+				b.ping()
+				b.noFailures()
+			}},
+		scenario{name: "ikev2-cookie", shows: "strongSwan under load asks for a cookie, we bring it", role: initiator, at: sites,
+			peer: lab.SwanOptions{Charon: []string{"cookie_threshold = 1"}},
+			steps: func(b *bed) {
+				b.halfOpen(b.us, b.them, 1)
+				b.peerSaid("parsed IKE_SA_INIT request")
+				carriesLittle(b)
+				b.peerSaid("parsed IKE_SA_INIT request 0 [ N(COOKIE) SA KE No")
+			}},
+		scenario{name: "ikev2-cookie", shows: "we under load ask for a cookie, strongSwan brings it", role: responder, at: sites,
+			steps: func(b *bed) {
+				b.halfOpen(b.them, b.us, 80)
+				lab.WaitFor(b, limit, "us to ask for cookies", func() error {
+					if n := b.f.Keymgrd.Metrics()["testudo_keymgr_cookies_sent_total"]; n == 0 {
+						return fmt.Errorf("%v half-open, no cookie sent", b.f.Keymgrd.Metrics()["testudo_keymgr_half_open"])
+					}
+					return nil
+				})
+				b.must(b.tryStart())
+				b.peerSaid("generating IKE_SA_INIT request 0 [ N(COOKIE) SA KE No")
+				b.ping()
+				b.noFailures()
+			}},
 	)
 }
 
@@ -21,4 +74,44 @@ func carriesLittle(b *bed) {
 	b.ping()
 	b.transfer(1 << 20)
 	b.noFailures()
+}
+
+// halfOpen sends so many IKE_SA_INIT requests that are not followed up, from one
+// end's address to the other.
+func (b *bed) halfOpen(from, to *lab.Interface, n int) {
+	b.Helper()
+	b.must(from.Node.Do(func() error {
+		local := netip.AddrPortFrom(b.addr(from), 0)
+		c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(local), net.UDPAddrFromAddrPort(netip.AddrPortFrom(b.addr(to), 500)))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = c.Close() }()
+		for range n {
+			if _, err := c.Write(initRequest()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+// initRequest is an IKE_SA_INIT request that both ends would go on with.
+func initRequest() []byte {
+	var random [72]byte
+	_, _ = rand.Read(random[:])
+	suite, err := ipsec.ParseProposal(ipsec.ProtocolIKE, defaultSuite)
+	if err != nil {
+		panic(err) // a wrong literal
+	}
+	p := wire.Proposal{Number: 1, Protocol: wire.ProtocolID(ipsec.ProtocolIKE)}
+	for _, t := range suite.Transforms {
+		p.Transforms = append(p.Transforms, wire.Transform{Transform: t})
+	}
+	h := wire.Header{SPIi: binary.BigEndian.Uint64(random[64:]), Exchange: wire.IKESAInit, Flags: wire.FlagInitiator}
+	return wire.AppendMessage(nil, h, []wire.Payload{
+		&wire.SA{Proposals: []wire.Proposal{p}},
+		&wire.KE{Method: suite.OfType(ipsec.TransformKE)[0].ID, Data: random[:32]},
+		&wire.Nonce{Data: random[32:64]},
+	})
 }

@@ -22,6 +22,10 @@ func rekeys() []scenario {
 			steps: rekeyIKE((*bed).rekeyOurIKE, (*bed).rekeyTheirChild)},
 		scenario{name: "ikev2-rekey-ike-by-peer", shows: "strongSwan rekeys the IKE SA under traffic, nothing is lost", at: sites,
 			steps: rekeyIKE((*bed).rekeyTheirIKE, (*bed).rekeyOurChild)},
+		scenario{name: "ikev2-rekey-child-by-both", shows: "both ends rekey the CHILD SA at the same time, nothing is lost", at: sites,
+			steps: rekeyChild(bothRekey((*bed).rekeyOurChild, (*bed).rekeyTheirChild))},
+		scenario{name: "ikev2-rekey-ike-by-both", shows: "both ends rekey the IKE SA at the same time, nothing is lost", at: sites,
+			steps: rekeyIKE(bothRekey((*bed).rekeyOurIKE, (*bed).rekeyTheirIKE), (*bed).rekeyOurChild)},
 		scenario{name: "ikev2-rekey-pfs-by-us", shows: "we rekey the CHILD SA with a key exchange of its own", at: sites,
 			ours: policy{pfs: "ecp256"}, swan: pfs, steps: rekeyChild((*bed).rekeyOurChild)},
 		scenario{name: "ikev2-rekey-pfs-by-peer", shows: "strongSwan rekeys the CHILD SA with a key exchange of its own", at: sites,
@@ -34,16 +38,32 @@ func rekeys() []scenario {
 	})
 }
 
-func (b *bed) rekeyOurChild(ours *keymgrv1.IkeSa) {
+type ikeSA = keymgrv1.IkeSa
+
+func (b *bed) rekeyOurChild(ours *ikeSA) {
 	b.f.RekeyChild(b.node, ours.GetChildren()[0].GetId())
 }
-func (b *bed) rekeyTheirChild(*keymgrv1.IkeSa)  { b.must(b.peer.RekeyChild(conn)) }
-func (b *bed) rekeyOurIKE(ours *keymgrv1.IkeSa) { b.f.RekeyIKE(b.node, ours.GetLocalSpi()) }
-func (b *bed) rekeyTheirIKE(*keymgrv1.IkeSa)    { b.must(b.peer.RekeyIKE(conn)) }
+func (b *bed) rekeyTheirChild(*ikeSA)  { b.must(b.peer.RekeyChild(conn)) }
+func (b *bed) rekeyOurIKE(ours *ikeSA) { b.f.RekeyIKE(b.node, ours.GetLocalSpi()) }
+func (b *bed) rekeyTheirIKE(*ikeSA)    { b.must(b.peer.RekeyIKE(conn)) }
+
+// bothRekey starts two rekeys at the same time: a collision (RFC 7296 §2.25), or one
+// after the other when one end is quicker.
+func bothRekey(mine, theirs func(*bed, *ikeSA)) func(*bed, *ikeSA) {
+	return func(b *bed, ours *ikeSA) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			theirs(b, ours)
+		}()
+		mine(b, ours)
+		<-done
+	}
+}
 
 const probeInterval = 5 * time.Millisecond
 
-func rekeyChild(rekey func(*bed, *keymgrv1.IkeSa)) func(*bed) {
+func rekeyChild(rekey func(*bed, *ikeSA)) func(*bed) {
 	return func(b *bed) {
 		ours, _ := b.start()
 		b.ping()
@@ -56,14 +76,14 @@ func rekeyChild(rekey func(*bed, *keymgrv1.IkeSa)) func(*bed) {
 	}
 }
 
-func rekeyIKE(rekey, child func(*bed, *keymgrv1.IkeSa)) func(*bed) {
+func rekeyIKE(rekey, child func(*bed, *ikeSA)) func(*bed) {
 	return func(b *bed) {
 		before, _ := b.start()
 		b.ping()
 		probe := b.ourHost.Node.StartProbe(b.theirHost, b.v6, probeInterval)
 		b.answered(probe, 20)
 		rekey(b, before)
-		var ours *keymgrv1.IkeSa
+		var ours *ikeSA
 		lab.WaitFor(b, limit, "the IKE SA to be replaced", func() error {
 			if ours, _ = b.up(); ours.GetLocalSpi() == before.GetLocalSpi() {
 				return errors.New("it is the old one")
@@ -82,7 +102,7 @@ func rekeyIKE(rekey, child func(*bed, *keymgrv1.IkeSa)) func(*bed) {
 }
 
 // replaceChild rekeys and waits until one fresh CHILD SA carries all.
-func (b *bed) replaceChild(before *keymgrv1.IkeSa, rekey func(*bed, *keymgrv1.IkeSa)) {
+func (b *bed) replaceChild(before *ikeSA, rekey func(*bed, *ikeSA)) {
 	b.Helper()
 	rekey(b, before)
 	old := before.GetChildren()[0]

@@ -279,6 +279,12 @@ func (s *StrongSwan) RekeyIKE(name string) error {
 	return err
 }
 
+// Reauthenticate replaces the IKE SA and its CHILD SAs by new ones.
+func (s *StrongSwan) Reauthenticate(name string) error {
+	_, err := s.try("--rekey", "--ike", name, "--reauth")
+	return err
+}
+
 // RekeyChild starts a rekey of the CHILD SA.
 func (s *StrongSwan) RekeyChild(name string) error {
 	_, err := s.try("--rekey", "--child", name)
