@@ -17,6 +17,7 @@ require (
 	github.com/testudo-ipsec/testudo/keymgr v0.0.0
 	github.com/testudo-ipsec/testudo/policyd v0.0.0
 	github.com/testudo-ipsec/testudo/proto v0.0.0
+	go.uber.org/goleak v1.3.0
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
 	google.golang.org/grpc v1.85.0

@@ -70,7 +70,7 @@ func (o *options) Validate() error {
 		errs = append(errs, config.ValidateAddress("listen", a))
 	}
 	if o.Metrics != "" {
-		errs = append(errs, config.ValidateAddress("metrics", o.Metrics))
+		errs = append(errs, config.ValidateTCP("metrics", o.Metrics))
 	}
 	if o.Secrets.Dir == "" && o.Vault.Address == "" {
 		errs = append(errs, errors.New("secrets.dir and vault.address: neither is set, so no peer could be authenticated; set one"))

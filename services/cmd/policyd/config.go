@@ -48,7 +48,7 @@ func (o *options) Validate() error {
 		errs = append(errs, config.ValidateAddress("listen", a))
 	}
 	if o.Metrics != "" {
-		errs = append(errs, config.ValidateAddress("metrics", o.Metrics))
+		errs = append(errs, config.ValidateTCP("metrics", o.Metrics))
 	}
 	if o.Data == "" && len(o.Etcd.Endpoints) == 0 {
 		errs = append(errs, errors.New("data and etcd.endpoints: neither is set; want a folder for the embedded etcd or the URLs of a cluster"))
@@ -56,12 +56,12 @@ func (o *options) Validate() error {
 	if o.Etcd.Prefix == "" || o.Etcd.Prefix[0] != '/' {
 		errs = append(errs, fmt.Errorf("etcd.prefix: got %q, want one that begins with /", o.Etcd.Prefix))
 	}
-	for name, f := range map[string]string{"etcd.ca": o.Etcd.CA, "etcd.cert": o.Etcd.Cert, "etcd.key": o.Etcd.Key} {
-		if f == "" {
+	for _, f := range []struct{ key, path string }{{"etcd.ca", o.Etcd.CA}, {"etcd.cert", o.Etcd.Cert}, {"etcd.key", o.Etcd.Key}} {
+		if f.path == "" {
 			continue
 		}
-		if _, err := os.Stat(f); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		if _, err := os.Stat(f.path); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.key, err))
 		}
 	}
 	if (o.Etcd.Cert == "") != (o.Etcd.Key == "") {

@@ -63,7 +63,7 @@ func (o *options) Validate() error {
 		errs = append(errs, errors.New("state: not set; want a folder, so that policy survives a reboot"))
 	}
 	if o.Metrics != "" {
-		errs = append(errs, config.ValidateAddress("metrics", o.Metrics))
+		errs = append(errs, config.ValidateTCP("metrics", o.Metrics))
 	}
 	if !device.MatchString(o.Device) {
 		errs = append(errs, fmt.Errorf("device: got %q, want 1 to 15 lower-case letters, digits and _, a letter first", o.Device))

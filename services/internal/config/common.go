@@ -1,10 +1,12 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 )
 
@@ -19,14 +21,15 @@ var DefaultLog = Log{Level: "info", Format: "text"}
 
 // Validate checks the words.
 func (l Log) Validate() error {
+	var errs []error
 	var lv slog.Level
 	if err := lv.UnmarshalText([]byte(l.Level)); err != nil {
-		return fmt.Errorf("log.level: got %q, want debug, info, warn or error", l.Level)
+		errs = append(errs, fmt.Errorf("log.level: got %q, want debug, info, warn or error", l.Level))
 	}
 	if l.Format != "text" && l.Format != "json" {
-		return fmt.Errorf("log.format: got %q, want text or json", l.Format)
+		errs = append(errs, fmt.Errorf("log.format: got %q, want text or json", l.Format))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // TLS names the files of a service's mutual TLS.
@@ -47,15 +50,15 @@ func (t TLS) Validate(addresses ...string) error {
 	if needed == "" {
 		return nil
 	}
-	for name, path := range map[string]string{"tls.ca": t.CA, "tls.cert": t.Cert, "tls.key": t.Key} {
-		if path == "" {
-			return fmt.Errorf("%s: not set, but %s is reached over the network and needs mutual TLS; `testudo pki init` makes certificates for development", name, needed)
-		}
-		if _, err := os.Stat(path); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	var errs []error
+	for _, f := range []struct{ key, path string }{{"tls.ca", t.CA}, {"tls.cert", t.Cert}, {"tls.key", t.Key}} {
+		if f.path == "" {
+			errs = append(errs, fmt.Errorf("%s: not set, but %s is reached over the network and needs mutual TLS; `testudo pki init` makes certificates for development", f.key, needed))
+		} else if _, err := os.Stat(f.path); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.key, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // IsUnix reports an address of the form unix:///path.
@@ -69,8 +72,27 @@ func ValidateAddress(key, address string) error {
 		}
 		return nil
 	}
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return fmt.Errorf("%s: got %q, want unix:///path or host:port", key, address)
+	if err := validateHostPort(address); err != nil {
+		return fmt.Errorf("%s: got %q, want unix:///path or host:port: %w", key, address, err)
+	}
+	return nil
+}
+
+// ValidateTCP checks "host:port", for what is not served on unix sockets.
+func ValidateTCP(key, address string) error {
+	if err := validateHostPort(address); err != nil {
+		return fmt.Errorf("%s: got %q, want host:port: %w", key, address, err)
+	}
+	return nil
+}
+
+func validateHostPort(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("port %q is not a number from 0 to 65535", port)
 	}
 	return nil
 }

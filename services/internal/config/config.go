@@ -77,13 +77,30 @@ func Load(daemon string, fs *pflag.FlagSet, c any) error {
 		WeaklyTypedInput: true,
 		TagName:          "koanf",
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(
-			mapstructure.StringToTimeDurationHookFunc(),
+			durationWithUnit,
 			mapstructure.StringToSliceHookFunc(",")),
 	}})
 	if err != nil {
 		return fmt.Errorf("%s: %w; known keys: %s", orDefault(path, "configuration"), err, strings.Join(keys(c), " "))
 	}
 	return nil
+}
+
+// durationWithUnit reads durations. A bare number is refused: it would be taken
+// for nanoseconds, which nobody means.
+func durationWithUnit(from, to reflect.Type, v any) (any, error) {
+	if to != reflect.TypeFor[time.Duration]() || from == to {
+		return v, nil
+	}
+	s, ok := v.(string)
+	if !ok {
+		return nil, fmt.Errorf("got %v, want a duration with its unit, such as 30s or 24h", v)
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return nil, fmt.Errorf("got %q, want a duration with its unit, such as 30s or 24h", s)
+	}
+	return d, nil
 }
 
 // loadEnv takes TESTUDO_<DAEMON>_KEY variables; one that names no key is an error.

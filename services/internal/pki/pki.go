@@ -16,6 +16,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/services/internal/rpc"
@@ -43,6 +45,13 @@ func Open(dir string) (ca *CA, made bool, err error) {
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, false, err
+	}
+	// One half without the other is an authority whose key was moved away, not
+	// a folder without one.
+	for _, f := range []string{"ca.pem", "ca-key.pem"} {
+		if _, serr := os.Lstat(filepath.Join(dir, f)); serr == nil {
+			return nil, false, fmt.Errorf("%s is there, but not the other half of the authority: %w; put it back, or use another folder", f, err)
+		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, false, err
@@ -97,8 +106,18 @@ func read(dir string) (*CA, error) {
 	return &CA{dir: dir, cert: cert, key: key}, nil
 }
 
+// name is what a caller may be called: a name becomes part of a URI, where '?',
+// '#' and '%' would make another name of it, and of a file name.
+var name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$`)
+
 // Issue writes <file>.pem and <file>-key.pem for a caller.
 func (ca *CA) Issue(file string, c rpc.Caller) error {
+	if !slices.Contains(rpc.Roles, c.Role) {
+		return fmt.Errorf("role: got %q, want one of %v", c.Role, rpc.Roles)
+	}
+	if !name.MatchString(c.Name) {
+		return fmt.Errorf("name: got %q, want letters, digits, '.', '_' and '-', a letter or digit first", c.Name)
+	}
 	uri, err := url.Parse(c.URI())
 	if err != nil {
 		return fmt.Errorf("name %q does not fit into a URI: %w", c.Name, err)
@@ -135,15 +154,20 @@ func template(cn string, life time.Duration) (*x509.Certificate, error) {
 	}, nil
 }
 
-func write(dir, name string, der []byte, key *ecdsa.PrivateKey) error {
+func write(dir, file string, der []byte, key *ecdsa.PrivateKey) error {
 	kd, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return err
 	}
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: kd})
-	if err := os.WriteFile(filepath.Join(dir, name+"-key.pem"), keyPEM, 0o600); err != nil {
+	keyFile := filepath.Join(dir, file+"-key.pem")
+	// A file that is there keeps its mode, which may let others read it.
+	if err := os.Remove(keyFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(keyFile, keyPEM, 0o600); err != nil {
 		return err
 	}
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return os.WriteFile(filepath.Join(dir, name+".pem"), certPEM, 0o644)
+	return os.WriteFile(filepath.Join(dir, file+".pem"), certPEM, 0o644)
 }

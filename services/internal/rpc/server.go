@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -56,7 +57,6 @@ type Server struct {
 	log       *slog.Logger
 	listeners []net.Listener
 	servers   []*grpc.Server // one for each listener: their credentials differ
-	sockets   []string
 }
 
 // Listen opens the addresses ("unix:///path" or "host:port") and registers the
@@ -80,7 +80,6 @@ func (s *Server) listen(address string, files config.TLS, allow Allow, register 
 		l, err = listenUnix(path)
 		self := uint32(os.Getuid())
 		creds = localCredentials{allow: func(uid uint32) bool { return uid == 0 || uid == self }}
-		s.sockets = append(s.sockets, path)
 	} else {
 		id, idErr := newIdentity(files)
 		if idErr != nil {
@@ -93,7 +92,7 @@ func (s *Server) listen(address string, files config.TLS, allow Allow, register 
 		return err
 	}
 	g := grpc.NewServer(
-		grpc.Creds(creds),
+		grpc.Creds(&told{TransportCredentials: creds, log: s.log}),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 			defer s.recovered(info.FullMethod, &err)
 			if err := allow.check(ctx, info.FullMethod); err != nil {
@@ -112,6 +111,7 @@ func (s *Server) listen(address string, files config.TLS, allow Allow, register 
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.SharedWriteBuffer(true),
+		grpc.WaitForHandlers(true),
 	)
 	healthpb.RegisterHealthServer(g, s.Health)
 	reflection.Register(g)
@@ -132,11 +132,24 @@ func (s *Server) recovered(method string, err *error) {
 }
 
 // listenUnix replaces a socket that a killed process left behind, but not one
-// that somebody answers on.
+// that somebody answers on, nor a file of another kind.
 func listenUnix(path string) (net.Listener, error) {
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("another process serves %s", path)
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case st.Mode()&os.ModeSocket == 0:
+		return nil, fmt.Errorf("%s is a %s, want a socket or nothing; move it away", path, kindOf(st.Mode()))
+	default:
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		// A full backlog is somebody too: only a refusal says that nobody listens.
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("another process serves %s; stop it first", path)
+		}
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -156,6 +169,16 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
+func kindOf(m os.FileMode) string {
+	switch {
+	case m.IsDir():
+		return "folder"
+	case m.IsRegular():
+		return "file"
+	}
+	return m.Type().String()
+}
+
 // Addresses are what the server listens on, with ports chosen by the system.
 func (s *Server) Addresses() []string {
 	var out []string
@@ -169,8 +192,8 @@ func (s *Server) Addresses() []string {
 	return out
 }
 
-// Run serves until ctx ends, then lets calls finish for a moment. Streams are
-// ended at once: their clients reconnect.
+// Run serves until ctx ends. Calls and streams that are under way are ended
+// then, and their handlers waited for: clients call again and reconnect.
 func (s *Server) Run(ctx context.Context) error {
 	errc := make(chan error, len(s.servers))
 	for i, g := range s.servers {
@@ -192,9 +215,6 @@ func (s *Server) close() {
 		g.Stop()
 	}
 	for _, l := range s.listeners {
-		_ = l.Close()
-	}
-	for _, p := range s.sockets {
-		_ = os.Remove(p)
+		_ = l.Close() // which removes a unix socket's file
 	}
 }

@@ -5,9 +5,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc/credentials"
 
 	"github.com/testudo-ipsec/testudo/services/internal/config"
 )
@@ -91,6 +96,11 @@ func (id *identity) clientConfig(want Role) *tls.Config {
 			if cert == nil {
 				return nil, err
 			}
+			// The server would refuse it, but after our side of the handshake is
+			// over (TLS 1.3), so that all we would see is a broken connection.
+			if now := time.Now(); now.After(cert.Leaf.NotAfter) {
+				return nil, fmt.Errorf("our certificate %s expired on %s; renew it", id.files.Cert, cert.Leaf.NotAfter.Format(time.DateTime))
+			}
 			return cert, nil
 		},
 		// The chain is verified below, against roots that may have been renewed,
@@ -122,4 +132,32 @@ func (id *identity) clientConfig(want Role) *tls.Config {
 			return nil
 		},
 	}
+}
+
+// told logs why connections are refused: with TLS 1.3 the far end often sees no
+// more than a connection that closed. At most one a second is logged.
+type told struct {
+	credentials.TransportCredentials
+	log *slog.Logger
+
+	mu    sync.Mutex
+	next  time.Time
+	quiet int
+}
+
+func (c *told) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	out, info, err := c.TransportCredentials.ServerHandshake(conn)
+	if err == nil || errors.Is(err, io.EOF) { // EOF: a probe of the port
+		return out, info, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Before(c.next) {
+		c.quiet++
+		return out, info, err
+	}
+	c.log.Warn("connection refused", "remote", conn.RemoteAddr().String(), "error", err, "not_logged_before", c.quiet)
+	c.next, c.quiet = now.Add(time.Second), 0
+	return out, info, err
 }
