@@ -99,6 +99,12 @@ demo: build ## Show the whole system on this machine, in namespaces of its own; 
 bench: ## Run the benchmarks of packages; compare runs with out/tools/benchstat
 	go test -p 1 -run '^$$' -bench . -benchmem ./ipsec/... ./keymgr/... ./dataplane/... ./policyd/...
 
+SOAK ?= 10m
+.PHONY: soak
+soak: build ## Two hosts under mixed traffic, rekeys every few seconds and daemons killed at random, for SOAK (10m)
+	@scripts/deps
+	TESTUDO_SOAK=$(SOAK) go test -count 1 -timeout 6h -run TestSoak -v ./test/soak
+
 RIVALS := $(OUT)/rivals
 .PHONY: bench-dataplane
 bench-dataplane: build ## Measure our workers beside wireguard-go and strongSwan's libipsec (10 minutes, wants the machine to itself)

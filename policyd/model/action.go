@@ -26,8 +26,8 @@ var DefaultLifetime = lifetime(time.Hour, 1<<40, 0)
 // DefaultReplayWindow is wide enough for the reordering of a multi-queue NIC.
 const DefaultReplayWindow = 1024
 
-// maxReplayWindow keeps one SA's window at 8 KiB.
-const maxReplayWindow = 65536
+// maxReplayWindow is what a worker offers: 1 KiB for one SA.
+const maxReplayWindow = 8192
 
 // DefaultSecurity is what a secure action offers when it lists nothing.
 var DefaultSecurity = []ipsec.Proposal{mustESP("aes128gcm16"), mustESP("aes256gcm16")}
@@ -205,7 +205,7 @@ func readPFS(v value) uint16 {
 func readLifetime(v value) ipsec.Lifetime {
 	d, bytes, packets := DefaultLifetime.TimeSoft, DefaultLifetime.Bytes.Soft, DefaultLifetime.Packets.Soft
 	v.mapping(
-		key{"time", false, func(v value) { d = v.duration(time.Minute, 30*24*time.Hour) }},
+		key{"time", false, func(v value) { d = v.duration(10*time.Second, 30*24*time.Hour) }},
 		key{"bytes", false, func(v value) { bytes = v.bytes(1 << 20) }},
 		key{"packets", false, func(v value) { packets = v.number("a number of packets", 1000, 1<<62) }},
 	)

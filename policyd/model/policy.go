@@ -127,7 +127,7 @@ func readKeyExchange(v value) KeyExchange {
 				v.want("at least one IKE suite; leave the key out for the default")
 			}
 		}},
-		key{"lifetime", false, func(v value) { k.Lifetime = v.duration(5*time.Minute, 30*24*time.Hour) }},
+		key{"lifetime", false, func(v value) { k.Lifetime = v.duration(time.Minute, 30*24*time.Hour) }},
 		key{"dpd", false, func(v value) { k.DPD = v.duration(0, 24*time.Hour) }},
 	)
 	return k
