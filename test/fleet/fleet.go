@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -24,9 +25,11 @@ const PSK = "fleet.psk"
 
 // Options of a fleet.
 type Options struct {
-	Hosts []*lab.Node // each gets a workerd
+	Hosts   []*lab.Node // each gets a workerd
+	Control string      // name of the control node, "" for control: for two fleets in one lab
 
-	// Secrets are more files of keymgrd's secrets directory: name to content.
+	// Secrets are files of keymgrd's secrets directory: name to content. PSK is
+	// random unless it is here.
 	Secrets map[string]string
 
 	// MutualTLS links each host to the control node, and has the daemons talk over
@@ -57,11 +60,11 @@ type Fleet struct {
 // New starts a fleet. It ends with the test.
 func New(t testing.TB, l *lab.Lab, o Options) *Fleet {
 	t.Helper()
-	f := &Fleet{t: t, mtls: o.MutualTLS, Control: l.Node("control")}
+	f := &Fleet{t: t, mtls: o.MutualTLS, Control: l.Node(cmp.Or(o.Control, "control"))}
+	f.Secret(PSK, RandomPSK())
 	for name, content := range o.Secrets {
 		f.Secret(name, content)
 	}
-	f.Secret(PSK, RandomPSK())
 
 	policyd, keymgrd := []string{f.socket("policyd")}, []string{f.socket("keymgrd")}
 	if f.mtls {

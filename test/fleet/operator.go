@@ -23,8 +23,9 @@ func (f *Fleet) TryCLI(args ...string) ([]byte, error) { return f.tryCLI("", arg
 
 func (f *Fleet) tryCLI(stdin string, args ...string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	cmd := exec.Command(Program(f.t, "testudo"), args...)
-	cmd.Args = append(cmd.Args, "--policyd", f.socket("policyd"), "--keymgrd", f.socket("keymgrd"))
+	// The addresses come first, so that args may name others.
+	all := append([]string{"--policyd", f.socket("policyd"), "--keymgrd", f.socket("keymgrd")}, args...)
+	cmd := exec.Command(Program(f.t, "testudo"), all...)
 	cmd.Dir = f.Control.Dir()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	// Run forks on the calling thread, so the child is where that thread is.
@@ -210,6 +211,12 @@ func (f *Fleet) RekeyChild(node string, child uint64) {
 func (f *Fleet) RekeyIKE(node string, spi uint64) {
 	f.t.Helper()
 	f.CLI("sa", "rekey", node, "--ike-spi", fmt.Sprintf("%016x", spi))
+}
+
+// Terminate closes all IKE SAs of a node with a peer.
+func (f *Fleet) Terminate(node, peer string) {
+	f.t.Helper()
+	f.CLI("sa", "terminate", node, "--peer", peer)
 }
 
 // Rules are the names of the rules of a node that are compiled from a rule of

@@ -1,0 +1,92 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/test/fleet"
+	"github.com/testudo-ipsec/testudo/test/lab"
+)
+
+func TestRekeysLoseNothing(t *testing.T) {
+	b := newPair(t, protectPair(", pfs: x25519"), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	probe := b.A.Node.StartProbe(b.B, false, 2*time.Millisecond)
+	const times = 4
+	for i := range times {
+		node, peer := "a", "b"
+		if i%2 == 1 {
+			node, peer = peer, node
+		}
+		old := b.onlyIKE(node, peer)
+		b.RekeyChild(node, old.GetChildren()[0].GetId())
+		b.waitRekeyed(node, peer, func() error {
+			if s := b.SAs(node); len(s) != 1 || len(s[0].GetChildren()) != 1 || s[0].GetChildren()[0].GetId() == old.GetChildren()[0].GetId() {
+				return fmt.Errorf("SAs %v; want another CHILD SA than %v", s, old)
+			}
+			return nil
+		})
+		child := b.onlyIKE(node, peer).GetChildren()[0]
+		b.RekeyIKE(node, old.GetLocalSpi())
+		b.waitRekeyed(node, peer, func() error {
+			if s := b.SAs(node); len(s) != 1 || s[0].GetLocalSpi() == old.GetLocalSpi() || s[0].GetState() != "established" {
+				return fmt.Errorf("SAs %v; want another IKE SA than %v", s, old)
+			}
+			return nil
+		})
+		if c := b.onlyIKE(node, peer).GetChildren()[0]; c.GetSpiIn() != child.GetSpiIn() {
+			t.Errorf("an IKE rekey changed the CHILD SA from %v to %v; want it to be inherited", child, c)
+		}
+		moving(t, probe)
+	}
+	r := probe.Stop()
+	t.Logf("%d CHILD and %d IKE rekeys, from both sides: %v", times, times, r)
+	if r.Lost != 0 {
+		t.Errorf("%v; want none lost", r)
+	}
+}
+
+func (b *bench) waitRekeyed(node, peer string, cond func() error) {
+	b.t.Helper()
+	lab.WaitFor(b.t, limit, node+" to have rekeyed with "+peer, cond)
+}
+
+var pingLoss = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
+
+// An SA that has carried so much is replaced in time, again and again.
+func TestLifetimesInTraffic(t *testing.T) {
+	b := newPair(t, protectPair(", lifetime: {bytes: 1MiB}"), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	first := b.onlyIKE("a", "b").GetChildren()[0].GetId()
+	out := b.A.Node.Run("ping", "-n", "-q", "-i", "0.002", "-s", "1300", "-c", "2000", "192.0.2.2") // 2.6 MB in 4 s or more
+	m := pingLoss.FindStringSubmatch(out)
+	if m == nil || m[1] != m[2] {
+		t.Errorf("want every ping answered; got %s", out)
+	}
+	child := b.onlyIKE("a", "b").GetChildren()[0]
+	t.Logf("lifetime of 1 MiB: %s, CHILD SA rekeyed %d times", m[0], child.GetRekeyed())
+	if child.GetId() == first || child.GetRekeyed() < 1 {
+		t.Errorf("CHILD SA %v after 2.6 MB; want the first one, %d, to be replaced", child, first)
+	}
+
+	b.Apply(protectPair(", lifetime: {packets: 1000}"))
+	b.WaitInSync()
+	b.Terminate("a", "b") // an SA keeps the lifetime it was made with
+	probe := b.A.Node.StartProbe(b.B, false, time.Millisecond)
+	lab.WaitFor(t, limit, "three rekeys", func() error {
+		for _, c := range b.Children("a") {
+			if c.GetRekeyed() >= 3 {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	r := probe.Stop()
+	t.Logf("lifetime of 1000 packets: %v", r)
+	if r.Lost != 0 {
+		t.Errorf("%v; want none lost", r)
+	}
+}
