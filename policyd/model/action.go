@@ -29,6 +29,9 @@ const DefaultReplayWindow = 1024
 // maxReplayWindow is what a worker offers: 1 KiB for one SA.
 const maxReplayWindow = 8192
 
+// replayWords is the grain of a window: workers keep it in words of 64 bits.
+const replayWords = 64
+
 // DefaultSecurity is what a secure action offers when it lists nothing.
 var DefaultSecurity = []ipsec.Proposal{mustESP("aes128gcm16"), mustESP("aes256gcm16")}
 
@@ -95,7 +98,11 @@ func readFilterAction(v value, m Meta) *FilterAction {
 			}
 		}),
 		secure("replayWindow", func(v value) {
-			t.ReplayWindow = uint32(v.number("a number of packets", 32, maxReplayWindow))
+			n := v.number("a number of packets", replayWords, maxReplayWindow)
+			if n%replayWords != 0 {
+				v.fail("got %s, want a multiple of %d", v.got(), replayWords)
+			}
+			t.ReplayWindow = uint32(n)
 		}),
 		secure("forceEncap", func(v value) { t.ForceEncap = v.boolean() }),
 	)
