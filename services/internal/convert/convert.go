@@ -3,6 +3,10 @@
 //
 // To* functions make messages and cannot fail. From* functions check what they
 // read: a message comes from another process.
+//
+// A message with keys (SecurityAssociation, and what holds one) is never
+// formatted or logged: the Go implementation of protobuf prints fields marked
+// debug_redact like any other.
 package convert
 
 import (
@@ -61,12 +65,36 @@ func protocol(p uint32) (uint8, error) {
 	return uint8(p), nil
 }
 
+// small reads an enumeration: what does not fit becomes 0, which is no value of
+// any of them.
+func small[T ~uint8, E ~int32](e E) T {
+	if e < 0 || e > 255 {
+		return 0
+	}
+	return T(e)
+}
+
 // duration leaves a zero duration out of a message.
 func duration(d time.Duration) *durationpb.Duration {
 	if d == 0 {
 		return nil
 	}
 	return durationpb.New(d)
+}
+
+// fromDuration reads a duration; an absent one is zero. None of ours is negative.
+func fromDuration(m *durationpb.Duration) (time.Duration, error) {
+	if m == nil {
+		return 0, nil
+	}
+	if err := m.CheckValid(); err != nil {
+		return 0, err
+	}
+	d := m.AsDuration()
+	if d < 0 {
+		return 0, fmt.Errorf("duration is %s, want 0 or more", d)
+	}
+	return d, nil
 }
 
 // Time leaves a zero time out of a message.
@@ -166,7 +194,7 @@ func fromTransform(m *ipsecv1.Transform) (ipsec.Transform, error) {
 	if m == nil {
 		return ipsec.Transform{}, nil
 	}
-	if m.Type > 255 || m.Id > 65535 || m.KeyBits > 65535 {
+	if m.Type == 0 || m.Type > 255 || m.Id > 65535 || m.KeyBits > 65535 {
 		return ipsec.Transform{}, fmt.Errorf("transform %d-%d/%d is out of range", m.Type, m.Id, m.KeyBits)
 	}
 	return ipsec.Transform{Type: ipsec.TransformType(m.Type), ID: uint16(m.Id), KeyBits: uint16(m.KeyBits)}, nil
@@ -217,9 +245,13 @@ func toLifetime(l ipsec.Lifetime) *ipsecv1.Lifetime {
 	return &ipsecv1.Lifetime{Bytes: toLimit(l.Bytes), Packets: toLimit(l.Packets), TimeSoft: duration(l.TimeSoft), TimeHard: duration(l.TimeHard)}
 }
 
-func fromLifetime(m *ipsecv1.Lifetime) ipsec.Lifetime {
-	return ipsec.Lifetime{
-		Bytes: fromLimit(m.GetBytes()), Packets: fromLimit(m.GetPackets()),
-		TimeSoft: m.GetTimeSoft().AsDuration(), TimeHard: m.GetTimeHard().AsDuration(),
+func fromLifetime(m *ipsecv1.Lifetime) (l ipsec.Lifetime, err error) {
+	l.Bytes, l.Packets = fromLimit(m.GetBytes()), fromLimit(m.GetPackets())
+	if l.TimeSoft, err = fromDuration(m.GetTimeSoft()); err != nil {
+		return l, fmt.Errorf("soft lifetime: %w", err)
 	}
+	if l.TimeHard, err = fromDuration(m.GetTimeHard()); err != nil {
+		return l, fmt.Errorf("hard lifetime: %w", err)
+	}
+	return l, nil
 }

@@ -37,8 +37,8 @@ func ToRule(r *ipsec.Rule) *policyv1.Rule {
 // FromRule reads a rule.
 func FromRule(m *policyv1.Rule) (*ipsec.Rule, error) {
 	r := &ipsec.Rule{
-		Name: m.GetName(), Policy: m.GetPolicy(), Weight: m.GetWeight(), Direction: ipsec.Direction(m.GetDirection()),
-		Action: ipsec.Action(m.GetAction()), Peer: m.GetPeer(),
+		Name: m.GetName(), Policy: m.GetPolicy(), Weight: m.GetWeight(), Direction: small[ipsec.Direction](m.GetDirection()),
+		Action: small[ipsec.Action](m.GetAction()), Peer: m.GetPeer(),
 	}
 	if r.Name == "" {
 		return nil, fmt.Errorf("rule has no name")
@@ -62,8 +62,14 @@ func FromRule(m *policyv1.Rule) (*ipsec.Rule, error) {
 		return nil, fmt.Errorf("rule %s: a secure rule needs a template and a peer", r.Name)
 	}
 	r.Template = &ipsec.Template{
-		Mode: ipsec.Mode(t.GetMode()), PFS: uint16(t.GetPfs()), Lifetime: fromLifetime(t.GetLifetime()), ReplayWindow: t.GetReplayWindow(),
+		Mode: small[ipsec.Mode](t.GetMode()), PFS: uint16(t.GetPfs()), ReplayWindow: t.GetReplayWindow(),
 		ForceEncap: t.GetForceEncap(), AcceptClear: t.GetAcceptClear(), FallbackClear: t.GetFallbackClear(),
+	}
+	if t.GetPfs() > 65535 {
+		return nil, fmt.Errorf("rule %s: key exchange is %d, want 0 to 65535", r.Name, t.GetPfs())
+	}
+	if r.Template.Lifetime, err = fromLifetime(t.GetLifetime()); err != nil {
+		return nil, fmt.Errorf("rule %s: %w", r.Name, err)
 	}
 	if r.Template.Mode != ipsec.ModeTunnel && r.Template.Mode != ipsec.ModeTransport {
 		return nil, fmt.Errorf("rule %s: mode is %s, want tunnel or transport", r.Name, r.Template.Mode)
@@ -105,12 +111,18 @@ func ToPeer(p *ipsec.Peer) *policyv1.Peer {
 
 // FromPeer reads a peer.
 func FromPeer(m *policyv1.Peer) (*ipsec.Peer, error) {
-	p := &ipsec.Peer{Name: m.GetName(), Lifetime: m.GetLifetime().AsDuration(), DPD: m.GetDpd().AsDuration(), ForceEncap: m.GetForceEncap()}
+	p := &ipsec.Peer{Name: m.GetName(), ForceEncap: m.GetForceEncap()}
 	if p.Name == "" {
 		return nil, fmt.Errorf("peer has no name")
 	}
 	fail := func(err error) (*ipsec.Peer, error) { return nil, fmt.Errorf("peer %s: %w", p.Name, err) }
 	var err error
+	if p.Lifetime, err = fromDuration(m.GetLifetime()); err != nil {
+		return fail(fmt.Errorf("lifetime: %w", err))
+	}
+	if p.DPD, err = fromDuration(m.GetDpd()); err != nil {
+		return fail(fmt.Errorf("dpd: %w", err))
+	}
 	if p.Local, err = FromAddrs(m.GetLocal()); err != nil {
 		return fail(err)
 	}

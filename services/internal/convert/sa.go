@@ -45,21 +45,22 @@ func ToSA(sa *ipsec.SA) *ipsecv1.SecurityAssociation {
 func FromSA(m *ipsecv1.SecurityAssociation) (*ipsec.SA, error) {
 	sa := &ipsec.SA{
 		ID:           ipsec.SAID(m.GetId()),
-		Direction:    ipsec.Direction(m.GetDirection()),
+		Direction:    small[ipsec.Direction](m.GetDirection()),
 		SPI:          ipsec.SPI(m.GetSpi()),
-		Mode:         ipsec.Mode(m.GetMode()),
+		Mode:         small[ipsec.Mode](m.GetMode()),
 		EncrKey:      ipsec.NewSecret(m.GetEncrKey()),
 		IntegKey:     ipsec.NewSecret(m.GetIntegKey()),
 		ReplayWindow: m.GetReplayWindow(),
 		ReplayFloor:  m.GetReplayFloor(),
 		Lease:        FromLease(m.GetLease()),
-		Lifetime:     fromLifetime(m.GetLifetime()),
 		Rule:         m.GetRule(),
 		Peer:         m.GetPeer(),
 		Child:        m.GetChild(),
 	}
 	m.EncrKey, m.IntegKey = nil, nil
 	fail := func(err error) (*ipsec.SA, error) {
+		sa.EncrKey.Wipe()
+		sa.IntegKey.Wipe()
 		return nil, fmt.Errorf("%s spi %s: %w", sa.ID, sa.SPI, err)
 	}
 	if sa.Direction != ipsec.Inbound && sa.Direction != ipsec.Outbound {
@@ -70,6 +71,10 @@ func FromSA(m *ipsecv1.SecurityAssociation) (*ipsec.SA, error) {
 	}
 	if sa.SPI < ipsec.FirstSPI {
 		return fail(fmt.Errorf("the SPI is reserved (RFC 4303 section 2.1)"))
+	}
+	var err error
+	if sa.Lifetime, err = fromLifetime(m.GetLifetime()); err != nil {
+		return fail(err)
 	}
 	proto, err := protocol(m.GetProtocol())
 	if err != nil {
