@@ -27,7 +27,7 @@ func TestRoundTrip(t *testing.T) {
 	eachSuite(t, func(t *testing.T, s suite, esn bool, seq uint64) {
 		sealer, opener := s.pair(t, esn)
 		source := count(1600, 3)
-		for n := 0; n <= 1500; n++ {
+		for n := range 1501 {
 			want, size := source[:n], sealer.SealedLen(n)
 			inPlace := make([]byte, size+1)
 			inPlace[size] = 0xee

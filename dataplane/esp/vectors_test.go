@@ -3,7 +3,6 @@ package esp
 import (
 	"bytes"
 	"crypto/aes"
-	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -198,7 +197,7 @@ func TestCBCIV(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.ivKey == nil || a.ivKey == cipher.Block(a.block) {
+	if a.ivKey == nil || a.ivKey == a.block {
 		t.Fatal("the IV key is the SA's own key")
 	}
 	seen := map[[aes.BlockSize]byte]bool{}

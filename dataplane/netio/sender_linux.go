@@ -1,6 +1,7 @@
 package netio
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -66,7 +67,7 @@ func (t *SocketSender) Send(ms []Message) (int, error) {
 		if err == nil {
 			continue
 		}
-		if _, isErrno := err.(*os.SyscallError); !isErrno {
+		if errno := (*os.SyscallError)(nil); !errors.As(err, &errno) {
 			return ok, err // closed
 		}
 		// The message after those that were sent is the one refused.

@@ -47,7 +47,7 @@ func TestSumAgainstReference(t *testing.T) {
 				buf[i] = 0
 			}
 		}
-		for n := 0; n <= 2100; n++ {
+		for n := range 2101 {
 			for _, at := range []int{0, 1, 3} {
 				for _, init := range []uint16{0, 1, 0xfffe, 0xffff, uint16(r.Uint32())} {
 					if got, want := Sum(buf[at:at+n], init), slowSum(buf[at:at+n], init); !same(got, want) {

@@ -132,7 +132,7 @@ func parse6(b []byte) (Header, Why) {
 		return Header{}, WhyTruncated
 	}
 	h := Header{Version: 6, Length: total, Fixed: ipv6Len, Insert: ipv6Len, InsertNext: 6}
-	next, nextAt, at := b[6], 6, ipv6Len
+	next, nextAt, at := b[6], 0, ipv6Len
 	for n := 0; ; n++ {
 		size, movesInsert := 0, true
 		switch next {

@@ -36,7 +36,6 @@ type worker struct {
 
 type held struct {
 	sa     ipsec.SA
-	next   uint64 // next number to use
 	leases []ipsec.Lease
 	used   uint64
 }

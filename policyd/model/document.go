@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -105,7 +106,7 @@ func parseOne(src *source, text []byte, version *string) (Document, bool) {
 	var root yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	err := dec.Decode(&root)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return Document{}, false // only comments
 	}
 	if err == nil {
@@ -113,7 +114,7 @@ func parseOne(src *source, text []byte, version *string) (Document, bool) {
 		if e := dec.Decode(&more); e == nil {
 			src.errs.Add(Pos{src.file, more.Line + src.offset}, "", "a second document starts here, want a line with --- alone before it")
 			return Document{}, false
-		} else if e != io.EOF {
+		} else if !errors.Is(e, io.EOF) {
 			err = e
 		}
 	}

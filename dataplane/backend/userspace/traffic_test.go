@@ -105,7 +105,7 @@ func TestInboundClearIsDropped(t *testing.T) {
 	accepting := secureRule(ipsec.ModeTransport, l.a.v4, l.b.v4)
 	accepting.Template.AcceptClear = true
 	l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, accepting))
-	l.b.try("ping", "-c", "1", "-W", "0.3", l.a.v4.String())
+	_, _ = l.b.try("ping", "-c", "1", "-W", "0.3", l.a.v4.String())
 	if got := l.a.worker.why(packet.WhyClear); got != 2 {
 		t.Errorf("acceptClear: %d packets dropped, want no more than the 2 before", got)
 	}
@@ -124,7 +124,7 @@ func TestFallBackToClear(t *testing.T) {
 	for _, soft := range []bool{false, true} {
 		r.Template.FallbackClear = soft
 		l.a.worker.do("policy", l.a.policy(ipsec.ActionPermit, r))
-		l.a.try("ping", "-c", "1", "-W", "0.3", l.b.v4.String())
+		_, _ = l.a.try("ping", "-c", "1", "-W", "0.3", l.b.v4.String())
 		if got := l.a.worker.do("event", nil); !strings.Contains(got, "Acquire") {
 			t.Fatalf("event %s, want Acquire", got)
 		}

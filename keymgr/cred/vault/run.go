@@ -64,7 +64,7 @@ func (v *Vault) watch(ctx context.Context, s *session) {
 			return
 		case <-s.replaced:
 			return
-		case <-w.DoneCh(): // nil or not: it is over, log in again
+		case <-w.DoneCh(): //nolint:errcheck // nil or not: it is over, log in again
 			return
 		case r := <-w.RenewCh():
 			v.mu.Lock()

@@ -202,7 +202,7 @@ func TestARetransmittedRequestFindsItsMachine(t *testing.T) {
 	handle := func(m *script, ev ike.Event) []ike.Effect {
 		if d, ok := ev.(ike.Datagram); ok {
 			machines[m]++
-			return []ike.Effect{ike.Send{Path: d.Path, Data: d.Data}}
+			return []ike.Effect{ike.Send(d)}
 		}
 		return nil
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -197,12 +198,12 @@ func (n *node) count(reports []ipsec.SACounters) {
 // a rekey when there are no more to be had.
 func (n *node) lease(id ipsec.SAID, used uint64) {
 	op, err := n.sadb.Grant(id, used)
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		n.e.stats.grants.Add(1)
 		n.queue.Add(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
 		n.flush()
-	case sadb.ErrExhausted, sadb.ErrJump, sadb.ErrUnknown: // the last may be an orphan
+	case errors.Is(err, sadb.ErrExhausted), errors.Is(err, sadb.ErrJump), errors.Is(err, sadb.ErrUnknown): // the last may be an orphan
 		n.e.stats.leasesRefused.Add(1)
 		n.expire(ipsec.Expiry{ID: id, Cause: "lease"})
 	}

@@ -37,7 +37,6 @@ type firstContact struct {
 	ni, nr   []byte
 	request  []byte // the messages as they were on the wire: both are signed
 	response []byte
-	peerKE   []byte
 	answer   *choice
 	cookie   []byte
 	cookies  int // COOKIE answers followed

@@ -188,13 +188,13 @@ func childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
 
 // firstKE is the method to try first: the first of the first proposal.
 func firstKE(ps []ipsec.Proposal) uint16 {
-	for _, p := range ps {
-		for _, t := range p.OfType(ipsec.TransformKE) {
-			if t.ID != ipsec.KENone {
-				return t.ID
-			}
-		}
+	if len(ps) == 0 {
 		return ipsec.KENone
+	}
+	for _, t := range ps[0].OfType(ipsec.TransformKE) {
+		if t.ID != ipsec.KENone {
+			return t.ID
+		}
 	}
 	return ipsec.KENone
 }

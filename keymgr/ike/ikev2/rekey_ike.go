@@ -26,7 +26,6 @@ type ikeNegotiation struct {
 	peerSPI uint64
 	ni, nr  []byte
 	choice  choice
-	peerKE  []byte
 	methods int
 	machine *Machine // the peer's rekey that crosses ours: ready, waiting for the comparison
 }

@@ -267,7 +267,7 @@ func (o Opened) watch(t *testing.T, from ipsec.Version) *watching {
 	t.Cleanup(func() {
 		cancel()
 		if w.done != nil {
-			<-w.done
+			<-w.done //nolint:errcheck // the test ended: why no longer matters
 		}
 	})
 	return w

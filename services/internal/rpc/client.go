@@ -33,6 +33,5 @@ func Dial(address string, want Role, files config.TLS) (*grpc.ClientConn, error)
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithSharedWriteBuffer(true),
 	)
 }
