@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/policyd/compile"
@@ -22,6 +23,7 @@ const (
 	CheckUnused     Check = "unused"      // nothing refers to a document
 	CheckInert      Check = "inert"       // a rule makes no filter on any node
 	CheckOneSided   Check = "one-sided"   // the peer does not secure the same traffic
+	CheckLegacy     Check = "legacy"      // a legacy algorithm is offered
 	CheckAnswerOnly Check = "answer-only" // the peer is nobody known: traffic is dropped until it starts IKE
 )
 
@@ -57,6 +59,7 @@ func Lint(set *model.Set) ([]Warning, error) {
 	}
 	l.selectors()
 	l.unused()
+	l.legacy()
 	live := map[model.Pos]bool{}
 	for _, name := range slices.Sorted(maps.Keys(l.nodes)) {
 		n := l.nodes[name]
@@ -157,6 +160,15 @@ func (l *linter) unused() {
 	}
 	for _, d := range l.set.Policies {
 		report("p", model.KindPolicy, d.Meta)
+	}
+}
+
+// legacy finds what RFC 8221 says not to use.
+func (l *linter) legacy() {
+	for _, a := range l.set.FilterActions {
+		if len(a.Legacy) > 0 {
+			l.warn(a.Pos, CheckLegacy, "%s: offers %s, which RFC 8221 says not to use; traffic on such an SA is badly protected", a.Name, strings.Join(a.Legacy, ", "))
+		}
 	}
 }
 

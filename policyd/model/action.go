@@ -14,7 +14,12 @@ type FilterAction struct {
 	Meta
 	Action   ipsec.Action
 	Template ipsec.Template // ActionSecure only
+	Legacy   []string       // legacy algorithms that Template offers, for warnings
 }
+
+// shortBlockBytes bounds an SA whose cipher has blocks of 64 bits (DES, 3DES):
+// 2^27 blocks, far below the 2^32 at which blocks begin to repeat ("Sweet32").
+const shortBlockBytes = 1 << 30
 
 // DefaultLifetime of a CHILD SA is counted as readLifetime says. 1 TiB is 2^36
 // cipher blocks: past that the chance of telling AES-GCM or AES-CBC from a
@@ -56,6 +61,8 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	t := ipsec.Template{Mode: ipsec.ModeTransport, Lifetime: DefaultLifetime, ReplayWindow: DefaultReplayWindow}
 	var action value
 	var secureOnly []value
+	var legacy []legacyUse
+	allowLegacy := false
 	secure := func(name string, read func(value)) key {
 		return key{name, false, func(v value) { secureOnly = append(secureOnly, v); read(v) }}
 	}
@@ -81,7 +88,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		}),
 		secure("security", func(v value) {
 			v.list("security methods, such as {esp: {encryption: aes128gcm16}}", func(_ int, v value) {
-				if p, ok := readSecurity(v); ok {
+				if p, ok := readSecurity(v, &legacy); ok {
 					t.Proposals = append(t.Proposals, p)
 				}
 			})
@@ -105,7 +112,14 @@ func readFilterAction(v value, m Meta) *FilterAction {
 			t.ReplayWindow = uint32(n)
 		}),
 		secure("forceEncap", func(v value) { t.ForceEncap = v.boolean() }),
+		secure("allowLegacy", func(v value) { allowLegacy = v.boolean() }),
 	)
+	for _, l := range legacy {
+		if !allowLegacy {
+			l.at.fail("%s is a legacy algorithm, which RFC 8221 says not to use: want another, or allowLegacy: true beside security if an old peer needs it", l.name)
+		}
+		a.Legacy = append(a.Legacy, l.name)
+	}
 	if ok && a.Action != 0 && a.Action != ipsec.ActionSecure {
 		for _, s := range secureOnly {
 			s.fail("the action is %s, which takes no security settings; want action: secure, or leave it out", action.node.Value)
@@ -115,12 +129,28 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		if t.Proposals == nil {
 			t.Proposals = DefaultSecurity
 		}
+		if slices.ContainsFunc(t.Proposals, shortBlocks) && t.Lifetime.Bytes.Soft > shortBlockBytes {
+			t.Lifetime.Bytes = ipsec.Limit{Soft: shortBlockBytes, Hard: 2 * shortBlockBytes}
+		}
 		a.Template = t
 	}
 	return a
 }
 
-func readSecurity(v value) (p ipsec.Proposal, ok bool) {
+func shortBlocks(p ipsec.Proposal) bool {
+	return slices.ContainsFunc(p.OfType(ipsec.TransformENCR), func(t ipsec.Transform) bool {
+		a, ok := ipsec.LookupAlgorithm(t)
+		return ok && a.Block == 8
+	})
+}
+
+// legacyUse is a legacy algorithm in a list, and where.
+type legacyUse struct {
+	at   value
+	name string
+}
+
+func readSecurity(v value, legacy *[]legacyUse) (p ipsec.Proposal, ok bool) {
 	var esp *value
 	v.mapping(
 		key{"esp", false, func(v value) { esp = &v }},
@@ -138,9 +168,14 @@ func readSecurity(v value) (p ipsec.Proposal, ok bool) {
 	good := true
 	algorithm := func(t ipsec.TransformType) func(value) {
 		return func(v value) {
-			s, ok := readAlgorithm(v, t, ipsec.UseESP)
-			good = good && ok
-			names = append(names, s)
+			a, ok := readAlgorithm(v, t, ipsec.UseESP)
+			if good = good && ok; !ok {
+				return
+			}
+			if a.Standing == ipsec.StandingLegacy {
+				*legacy = append(*legacy, legacyUse{v, a.Name})
+			}
+			names = append(names, a.Name)
 		}
 	}
 	esp.mapping(
@@ -158,27 +193,23 @@ func readSecurity(v value) (p ipsec.Proposal, ok bool) {
 	return p, true
 }
 
-// readAlgorithm reads the name of one algorithm of one kind.
-func readAlgorithm(v value, t ipsec.TransformType, use ipsec.Use) (string, bool) {
+// readAlgorithm reads the name of one algorithm of one kind, legacy ones too.
+func readAlgorithm(v value, t ipsec.TransformType, use ipsec.Use) (*ipsec.Algorithm, bool) {
 	known := algorithmNames(t, use)
 	s := v.text("one of " + strings.Join(known, ", "))
 	if s == "" {
-		return "", false
+		return nil, false
 	}
 	if mlkem(s) {
 		v.refuse("want one of " + strings.Join(known, ", "))
-		return "", false
+		return nil, false
 	}
 	a, ok := ipsec.AlgorithmByName(s)
 	if !ok || a.Type != t || a.Use&use == 0 {
 		v.fail("got %s, want one of %s%s", v.got(), strings.Join(known, ", "), suggest(s, known))
-		return "", false
+		return nil, false
 	}
-	if a.Standing == ipsec.StandingLegacy {
-		v.refuse("it is a legacy algorithm (RFC 8221, RFC 8247): want one of " + strings.Join(known, ", "))
-		return "", false
-	}
-	return a.Name, true
+	return a, true
 }
 
 func mlkem(s string) bool { return strings.HasPrefix(strings.ToLower(s), "mlkem") }
@@ -198,11 +229,10 @@ func readPFS(v value) uint16 {
 	if v.isString() && v.node.Value == "none" {
 		return ipsec.KENone
 	}
-	s, ok := readAlgorithm(v, ipsec.TransformKE, ipsec.UseESP)
+	a, ok := readAlgorithm(v, ipsec.TransformKE, ipsec.UseESP)
 	if !ok {
 		return ipsec.KENone
 	}
-	a, _ := ipsec.AlgorithmByName(s)
 	return a.ID
 }
 
