@@ -5,18 +5,20 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/dataplane/ah"
 	"github.com/testudo-ipsec/testudo/dataplane/esp"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/dataplane/replay"
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
-// Inbound is an SA that this host receives on. OpenBurst is for one goroutine
-// at a time; everything else may be called by any.
+// Inbound is an SA that this host receives on. OpenBurst and OpenAHBurst are for one
+// goroutine at a time; everything else may be called by any.
 type Inbound struct {
 	common
 	top    atomic.Uint64
-	opener *esp.Opener
+	opener *esp.Opener // ESP
+	ah     *ah.Opener  // AH
 	window replay.Window
 }
 
@@ -29,7 +31,12 @@ func newInbound(sa *ipsec.SA, now time.Time, e *events) (*Inbound, error) {
 		return nil, err
 	}
 	var err error
-	if in.opener, err = esp.NewOpener(sa); err != nil {
+	if sa.Protocol == ipsec.ProtocolAH {
+		in.ah, err = ah.NewOpener(sa)
+	} else {
+		in.opener, err = esp.NewOpener(sa)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("sad: %w", err)
 	}
 	if in.window, err = replay.New(sa.ReplayWindow, sa.Suite.ESN, sa.ReplayFloor); err != nil {
@@ -39,7 +46,7 @@ func newInbound(sa *ipsec.SA, now time.Time, e *events) (*Inbound, error) {
 	return in, nil
 }
 
-// OpenBurst opens packets of this SA: replay check, verification, decryption,
+// OpenBurst opens packets of this ESP SA: replay check, verification, decryption,
 // window update, lifetime. Of each job it reads Packet, and sets Seq, Payload,
 // Next and Why; jobs whose Why is set already are left alone. It returns how many
 // went well.
@@ -48,7 +55,7 @@ func newInbound(sa *ipsec.SA, now time.Time, e *events) (*Inbound, error) {
 // removes traffic-flow padding. The inner check against the selectors is the
 // caller's, who parses the packet anyway: see Permits.
 func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
-	if why := in.usable(now); why != packet.WhyOK {
+	if why := in.serves(in.opener != nil, now); why != packet.WhyOK {
 		n := uint64(0)
 		for i := range jobs {
 			if jobs[i].Why == packet.WhyOK {
@@ -59,15 +66,11 @@ func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
 		in.errors.Add(n)
 		return 0
 	}
-	t := tally{bytes: in.bytes.Load(), packets: in.packets.Load()}
+	t := in.tally()
 	n := 0
 	for i := range jobs {
 		j := &jobs[i]
 		if j.Why != packet.WhyOK {
-			continue
-		}
-		if j.Why = packet.Why(in.dead.Load()); j.Why != packet.WhyOK {
-			t.errors++ // a hard limit was met within this burst
 			continue
 		}
 		if j.Why = in.open(j, &t); j.Why == packet.WhyOK {
@@ -76,6 +79,60 @@ func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
 			t.errors++
 		}
 	}
+	in.publish(&t, now)
+	return n
+}
+
+// OpenAHBurst is OpenBurst for an AH SA. Of each job it reads Packet and At.
+func (in *Inbound) OpenAHBurst(now int64, jobs []ah.OpenJob) int {
+	if why := in.serves(in.ah != nil, now); why != packet.WhyOK {
+		n := uint64(0)
+		for i := range jobs {
+			if jobs[i].Why == packet.WhyOK {
+				jobs[i].Why = why
+				n++
+			}
+		}
+		in.errors.Add(n)
+		return 0
+	}
+	t := in.tally()
+	n := 0
+	for i := range jobs {
+		j := &jobs[i]
+		if j.Why != packet.WhyOK {
+			continue
+		}
+		if j.Why = in.verify(j, &t); j.Why == packet.WhyOK {
+			n++
+		} else {
+			t.errors++
+		}
+	}
+	in.publish(&t, now)
+	return n
+}
+
+// serves says whether the SA may be used at now for the protocol that was asked
+// for, and why not.
+func (in *Inbound) serves(right bool, now int64) packet.Why {
+	if !right {
+		return packet.WhyProtocol
+	}
+	return in.usable(now)
+}
+
+// tally gathers a burst's counts, to be published once.
+type tally struct {
+	bytes, packets, errors uint64
+	authentic              bool
+}
+
+func (in *Inbound) tally() tally {
+	return tally{bytes: in.bytes.Load(), packets: in.packets.Load()}
+}
+
+func (in *Inbound) publish(t *tally, now int64) {
 	if t.errors > 0 {
 		in.errors.Add(t.errors)
 	}
@@ -85,54 +142,77 @@ func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
 		in.top.Store(in.window.Top())
 		in.used.Store(now)
 	}
-	return n
 }
 
-// tally gathers a burst's counts, to be published once.
-type tally struct {
-	bytes, packets, errors uint64
-	authentic              bool
-}
-
-func (in *Inbound) open(j *esp.OpenJob, t *tally) packet.Why {
+func (in *Inbound) open(j *esp.OpenJob, t *tally) (why packet.Why) {
 	_, low, ok := esp.Peek(j.Packet)
 	if !ok {
 		return packet.WhyShort
 	}
-	var why packet.Why
-	if j.Seq, why = in.window.Check(low); why != packet.WhyOK {
+	if j.Seq, why = in.check(low); why != packet.WhyOK {
 		return why
 	}
 	j.Payload, j.Next, why = in.opener.Open(j.Packet, j.Seq)
+	j.Payload, why = in.accept(j.Seq, j.Payload, j.Next, why, t)
+	return why
+}
+
+func (in *Inbound) verify(j *ah.OpenJob, t *tally) (why packet.Why) {
+	if j.At < 0 || j.At > len(j.Packet) {
+		return packet.WhyShort
+	}
+	_, low, ok := ah.Peek(j.Packet[j.At:])
+	if !ok {
+		return packet.WhyShort
+	}
+	if j.Seq, why = in.check(low); why != packet.WhyOK {
+		return why
+	}
+	j.Payload, j.Next, why = in.ah.Open(j.Packet, j.At, j.Seq)
+	j.Payload, why = in.accept(j.Seq, j.Payload, j.Next, why, t)
+	return why
+}
+
+// check comes before any cryptography. A hard limit may have been met within this
+// burst.
+func (in *Inbound) check(low uint32) (seq uint64, why packet.Why) {
+	if why := packet.Why(in.dead.Load()); why != packet.WhyOK {
+		return 0, why
+	}
+	return in.window.Check(low)
+}
+
+// accept does what follows the cryptography, which said why.
+func (in *Inbound) accept(seq uint64, payload []byte, next uint8, why packet.Why, t *tally) ([]byte, packet.Why) {
 	switch why {
 	case packet.WhyOK, packet.WhyDummy, packet.WhyPadding:
-		// Authentic: only now may the window move (RFC 4303 §3.4.3).
+		// Authentic: only now may the window move (RFC 4303 §3.4.3, RFC 4302 §3.4.3).
 	default:
-		return why
+		return payload, why
 	}
 	t.authentic = true
-	if seen := in.window.Update(j.Seq); seen != packet.WhyOK {
-		return seen
+	if seen := in.window.Update(seq); seen != packet.WhyOK {
+		return payload, seen
 	}
 	if why == packet.WhyOK && in.sa.Mode == ipsec.ModeTunnel {
-		j.Payload, why = esp.Trim(j.Payload, j.Next)
+		payload, why = esp.Trim(payload, next)
 	}
 	if why != packet.WhyOK {
-		return why
+		return payload, why
 	}
-	l, size := &in.sa.Lifetime, uint64(len(j.Payload))
+	l, size := &in.sa.Lifetime, uint64(len(payload))
 	if l.Bytes.Hard != 0 && t.bytes+size > l.Bytes.Hard {
 		in.meet(hardBytes)
-		return packet.WhyHardBytes
+		return payload, packet.WhyHardBytes
 	}
 	if l.Packets.Hard != 0 && t.packets+1 > l.Packets.Hard {
 		in.meet(hardPackets)
-		return packet.WhyHardPackets
+		return payload, packet.WhyHardPackets
 	}
 	t.bytes += size
 	t.packets++
 	in.counted(t.bytes, t.packets)
-	return packet.WhyOK
+	return payload, packet.WhyOK
 }
 
 // Usable says whether the SA may be used at now, and if not, why.

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/dataplane/ah"
 	"github.com/testudo-ipsec/testudo/dataplane/esp"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -15,8 +16,9 @@ type Outbound struct {
 	common
 	leases leases
 
-	mu     sync.Mutex // guards sealer, which is only ever cloned
-	sealer *esp.Sealer
+	mu     sync.Mutex  // guards the sealer, which is only ever cloned
+	sealer *esp.Sealer // ESP
+	ah     *ah.Sealer  // AH
 }
 
 func newOutbound(sa *ipsec.SA, now time.Time, e *events) (*Outbound, error) {
@@ -25,7 +27,12 @@ func newOutbound(sa *ipsec.SA, now time.Time, e *events) (*Outbound, error) {
 		return nil, err
 	}
 	var err error
-	if o.sealer, err = esp.NewSealer(sa); err != nil {
+	if sa.Protocol == ipsec.ProtocolAH {
+		o.ah, err = ah.NewSealer(sa)
+	} else {
+		o.sealer, err = esp.NewSealer(sa)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("sad: %w", err)
 	}
 	o.leases.max = 1 << 32 // Last is exclusive: numbers to 2^32-1
@@ -48,11 +55,24 @@ func (o *Outbound) AddLease(l ipsec.Lease) error {
 	return nil
 }
 
-// NewSealer makes a sealer for one goroutine.
+// NewSealer makes a sealer of this ESP SA for one goroutine.
 func (o *Outbound) NewSealer() (*esp.Sealer, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.sealer == nil {
+		return nil, fmt.Errorf("sad: %s is an SA of protocol %s, want esp", o.sa.ID, o.sa.Protocol)
+	}
 	return o.sealer.Clone()
+}
+
+// NewAHSealer makes a sealer of this AH SA for one goroutine.
+func (o *Outbound) NewAHSealer() (*ah.Sealer, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ah == nil {
+		return nil, fmt.Errorf("sad: %s is an SA of protocol %s, want ah", o.sa.ID, o.sa.Protocol)
+	}
+	return o.ah.Clone()
 }
 
 // Usable says whether the SA may be used at now, and if not, why. Lack of a
@@ -66,6 +86,32 @@ func (o *Outbound) SealBurst(now int64, s *esp.Sealer, jobs []esp.SealJob) int {
 	want := o.Reserve(now, jobs)
 	if want == 0 {
 		return 0
+	}
+	n := s.SealBurst(jobs)
+	if n < want {
+		o.errors.Add(uint64(want - n))
+	}
+	return n
+}
+
+// SealAHBurst is SealBurst for an AH SA.
+func (o *Outbound) SealAHBurst(now int64, s *ah.Sealer, jobs []ah.SealJob) int {
+	want := 0
+	// Numbers and lifetime do not depend on the protocol: jobs of ESP stand in for
+	// those of AH, some at a time.
+	var stand [32]esp.SealJob
+	for first := 0; first < len(jobs); first += len(stand) {
+		some := jobs[first:min(first+len(stand), len(jobs))]
+		for i := range some {
+			stand[i] = esp.SealJob{Why: some[i].Why}
+			if some[i].Why == packet.WhyOK {
+				stand[i].Size = some[i].Payload()
+			}
+		}
+		want += o.Reserve(now, stand[:len(some)])
+		for i := range some {
+			some[i].Seq, some[i].Why = stand[i].Seq, stand[i].Why
+		}
 	}
 	n := s.SealBurst(jobs)
 	if n < want {

@@ -11,7 +11,7 @@ import (
 
 // SAD holds the SAs of one worker. The zero value is not ready: use New.
 type SAD struct {
-	table table
+	esp, ah table // inbound
 
 	mu        sync.Mutex
 	in        map[ipsec.SAID]*Inbound
@@ -56,7 +56,7 @@ func (d *SAD) Apply(now time.Time, b Batch) error {
 	}
 	for _, in := range plan.in {
 		d.in[in.sa.ID] = in
-		d.table.put(uint32(in.sa.SPI), in)
+		d.table(in.sa.Protocol).put(uint32(in.sa.SPI), in)
 		d.deadlines.add(&in.common)
 	}
 	for _, out := range plan.out {
@@ -64,6 +64,21 @@ func (d *SAD) Apply(now time.Time, b Batch) error {
 		d.deadlines.add(&out.common)
 	}
 	return nil
+}
+
+// table is where the inbound SAs of a protocol are: those of ESP and of AH may
+// have the same SPI (RFC 4301 §4.1).
+func (d *SAD) table(p ipsec.Protocol) *table {
+	if p == ipsec.ProtocolAH {
+		return &d.ah
+	}
+	return &d.esp
+}
+
+// name is what a packet from a unicast peer carries of its SA (RFC 4301 §4.1).
+type name struct {
+	protocol ipsec.Protocol
+	spi      ipsec.SPI
 }
 
 // removable checks that every SA named is there.
@@ -87,7 +102,7 @@ type plan struct {
 func (d *SAD) plan(now time.Time, install []*ipsec.SA, removed map[ipsec.SAID]bool) (plan, error) {
 	var p plan
 	ids := make(map[ipsec.SAID]bool, len(install))
-	spis := make(map[ipsec.SPI]ipsec.SAID)
+	names := make(map[name]ipsec.SAID)
 	for _, sa := range install {
 		if ids[sa.ID] || !removed[sa.ID] && (d.in[sa.ID] != nil || d.out[sa.ID] != nil) {
 			return plan{}, fmt.Errorf("sad: %s is installed already; remove it in the same batch to replace it", sa.ID)
@@ -105,13 +120,14 @@ func (d *SAD) plan(now time.Time, install []*ipsec.SA, removed map[ipsec.SAID]bo
 		if err != nil {
 			return plan{}, err
 		}
-		if other, ok := spis[sa.SPI]; ok {
-			return plan{}, fmt.Errorf("sad: %s and %s of one batch share the inbound SPI %s", other, sa.ID, sa.SPI)
+		n := name{sa.Protocol, sa.SPI}
+		if other, ok := names[n]; ok {
+			return plan{}, fmt.Errorf("sad: %s and %s of one batch share the inbound %s SPI %s", other, sa.ID, sa.Protocol, sa.SPI)
 		}
-		if other := d.table.lookup(uint32(sa.SPI)); other != nil && !removed[other.sa.ID] {
-			return plan{}, fmt.Errorf("sad: the inbound SPI %s of %s belongs to %s", sa.SPI, sa.ID, other.sa.ID)
+		if other := d.table(sa.Protocol).lookup(uint32(sa.SPI)); other != nil && !removed[other.sa.ID] {
+			return plan{}, fmt.Errorf("sad: the inbound %s SPI %s of %s belongs to %s", sa.Protocol, sa.SPI, sa.ID, other.sa.ID)
 		}
-		spis[sa.SPI] = sa.ID
+		names[n] = sa.ID
 		p.in = append(p.in, in)
 	}
 	return p, nil
@@ -120,7 +136,7 @@ func (d *SAD) plan(now time.Time, install []*ipsec.SA, removed map[ipsec.SAID]bo
 func (d *SAD) remove(id ipsec.SAID) {
 	if in := d.in[id]; in != nil {
 		in.die(packet.WhyRemoved)
-		d.table.remove(uint32(in.sa.SPI))
+		d.table(in.sa.Protocol).remove(uint32(in.sa.SPI))
 		d.deadlines.remove(&in.common)
 		delete(d.in, id)
 		return
@@ -131,10 +147,12 @@ func (d *SAD) remove(id ipsec.SAID) {
 	delete(d.out, id)
 }
 
-// Lookup finds the inbound SA of an SPI, or nil. It takes no lock. For unicast
-// the SPI alone names the SA (RFC 4301 §4.1); it is also checked against the
-// packet's protocol when the packet is opened.
-func (d *SAD) Lookup(spi ipsec.SPI) *Inbound { return d.table.lookup(uint32(spi)) }
+// Lookup finds the inbound ESP SA of an SPI, or nil. It takes no lock. For unicast
+// protocol and SPI name the SA; the destination address need not (RFC 4301 §4.1).
+func (d *SAD) Lookup(spi ipsec.SPI) *Inbound { return d.esp.lookup(uint32(spi)) }
+
+// LookupAH is Lookup for AH.
+func (d *SAD) LookupAH(spi ipsec.SPI) *Inbound { return d.ah.lookup(uint32(spi)) }
 
 // Inbound finds an inbound SA by its name, or nil.
 func (d *SAD) Inbound(id ipsec.SAID) *Inbound {

@@ -211,17 +211,17 @@ func TestApplyRefuses(t *testing.T) {
 		return sa
 	}
 	for name, b := range map[string]Batch{
-		"is installed already":     {Install: []*ipsec.SA{newSA(2, ipsec.Inbound, 0x2000)}},
-		"belongs to sa-2":          {Install: []*ipsec.SA{newSA(3, ipsec.Inbound, 0x1000)}},
-		"share the inbound SPI":    {Install: []*ipsec.SA{newSA(3, ipsec.Inbound, 0x3000), newSA(4, ipsec.Inbound, 0x3000)}},
-		"is not installed":         {Remove: []ipsec.SAID{77}},
-		"no selectors":             {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Selectors = nil })}},
-		"two of one family":        {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Local = netip.IPv6Loopback() })}},
-		"want tunnel or transport": {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Mode = 0 })}},
-		"want in or out":           {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Direction = ipsec.Both })}},
-		"negative lifetime":        {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Lifetime.TimeHard = -1 })}},
-		"replay window of 63":      {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.ReplayWindow = 63 })}},
-		"octets of key and salt":   {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.EncrKey = ipsec.Secret{} })}},
+		"is installed already":      {Install: []*ipsec.SA{newSA(2, ipsec.Inbound, 0x2000)}},
+		"belongs to sa-2":           {Install: []*ipsec.SA{newSA(3, ipsec.Inbound, 0x1000)}},
+		"share the inbound esp SPI": {Install: []*ipsec.SA{newSA(3, ipsec.Inbound, 0x3000), newSA(4, ipsec.Inbound, 0x3000)}},
+		"is not installed":          {Remove: []ipsec.SAID{77}},
+		"no selectors":              {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Selectors = nil })}},
+		"two of one family":         {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Local = netip.IPv6Loopback() })}},
+		"want tunnel or transport":  {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Mode = 0 })}},
+		"want in or out":            {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Direction = ipsec.Both })}},
+		"negative lifetime":         {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Lifetime.TimeHard = -1 })}},
+		"replay window of 63":       {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.ReplayWindow = 63 })}},
+		"octets of key and salt":    {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.EncrKey = ipsec.Secret{} })}},
 	} {
 		// Something valid goes first: none of the batch may happen.
 		b.Install = append([]*ipsec.SA{newSA(50, ipsec.Inbound, 0x5000)}, b.Install...)
