@@ -55,6 +55,8 @@ func TestStrongSwanToStrongSwan(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			// Before that strongSwan forwards in clear.
+			swanA.WaitEstablished("sites", 10*time.Second)
 			s.HostA.Node.WaitPing(s.HostB.V4.Addr(), 10*time.Second)
 			for _, dst := range []netip.Addr{s.HostB.V4.Addr(), s.HostB.V6.Addr()} {
 				s.HostA.Node.Ping(dst, PingOptions{Count: 3})

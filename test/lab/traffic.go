@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -21,11 +20,13 @@ type PingOptions struct {
 	Source       netip.Addr // zero: the kernel chooses
 }
 
-// TryPing sends echo requests, a tenth of a second apart; an error says how many
-// answers are missing.
+// TryPing sends echo requests, each after the answer to the one before or two seconds
+// without: a neighbour that does not answer at once is asked again after one. An
+// error says how many answers are missing. One process sends one request:
+// after the last of several ping waits for two round trips only, and an answer that a
+// loaded machine delays counts as lost.
 func (n *Node) TryPing(dst netip.Addr, o PingOptions) error {
-	count := max(o.Count, 1)
-	args := []string{"ping", "-n", "-q", "-i", "0.1", "-W", "1", "-c", strconv.Itoa(count)}
+	args := []string{"ping", "-n", "-q", "-W", "2", "-c", "1"}
 	if o.Size > 0 {
 		args = append(args, "-s", strconv.Itoa(o.Size))
 	}
@@ -35,19 +36,17 @@ func (n *Node) TryPing(dst netip.Addr, o PingOptions) error {
 	if o.Source.IsValid() {
 		args = append(args, "-I", o.Source.String())
 	}
-	out, err := n.Try(append(args, dst.String())...)
-	if err != nil {
-		return err
-	}
-	// ping succeeds when one answer came; here each must.
-	var sent, received int
-	for line := range strings.SplitSeq(out, "\n") {
-		if c, _ := fmt.Sscanf(line, "%d packets transmitted, %d received", &sent, &received); c == 2 {
-			break
+	var last error
+	count, received := max(o.Count, 1), 0
+	for range count {
+		if _, err := n.Try(append(args[:len(args):len(args)], dst.String())...); err != nil {
+			last = err
+		} else {
+			received++
 		}
 	}
-	if sent != count || received != count {
-		return fmt.Errorf("%s: ping %s: %d of %d answered", n.Name, dst, received, count)
+	if last != nil {
+		return fmt.Errorf("%s: ping %s: %d of %d answered: %w", n.Name, dst, received, count, last)
 	}
 	return nil
 }
