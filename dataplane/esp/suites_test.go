@@ -11,7 +11,6 @@ import (
 // suite is one combination under test. Keys are the numbers 1, 2, 3, …
 type suite struct{ encr, integ string }
 
-// The first three are those of BenchmarkRatio.
 var suites = append([]suite{
 	{"aes128gcm16", ""},
 	{"aes256gcm16", ""},
