@@ -59,7 +59,10 @@ func (b *builder) profile(name string, ref peerRef, is4 bool) *ipsec.Peer {
 	p := &ipsec.Peer{Name: name, LocalID: b.node.Identity, Proposals: k.Suites, Lifetime: k.Lifetime, DPD: k.DPD}
 	switch {
 	case ref.node != nil:
-		p.Local, p.Remote, p.RemoteID = ofFamily(b.node.Addresses, is4), ofFamily(ref.node.Addresses, is4), ref.node.Identity
+		p.Local, p.RemoteID = ofFamily(b.node.Addresses, is4), ref.node.Identity
+		if !ref.node.BehindNAT {
+			p.Remote = ofFamily(ref.node.Addresses, is4)
+		}
 	case ref.addr.IsValid():
 		p.Local, p.Remote, p.RemoteID = ofFamily(b.node.Addresses, is4), []netip.Addr{ref.addr}, ipsec.AddrIdentity(ref.addr)
 	default:

@@ -16,6 +16,7 @@ type Node struct {
 	Identity  ipsec.Identity
 	Protects  []netip.Prefix // subnets behind it
 	External  bool           // runs no Testudo worker: only its peers get rules for it
+	BehindNAT bool           // others see another address: it starts IKE, and they know it by its identity
 }
 
 func readNode(v value, m Meta) *Node {
@@ -46,6 +47,7 @@ func readNode(v value, m Meta) *Node {
 				}
 			})
 		}},
+		key{"behindNAT", false, func(v value) { n.BehindNAT = v.boolean() }},
 		key{"external", false, func(v value) { n.External = v.boolean() }},
 	)
 	if n.Identity.IsZero() && n.Name != "" {
