@@ -13,7 +13,7 @@ import (
 // cost of the rest. It protects nothing and talks to nobody but itself; no
 // target of the Makefile installs it.
 func init() {
-	aeads[ipsec.EncrAESGCM16] = func([]byte) (cipher.AEAD, error) { return nullAEAD{}, nil }
+	aeads[ipsec.EncrAESGCM16] = func([]byte, int) (cipher.AEAD, error) { return nullAEAD{}, nil }
 }
 
 type nullAEAD struct{}
