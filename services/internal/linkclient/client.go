@@ -41,11 +41,19 @@ type Client struct {
 
 	mu      sync.Mutex
 	stream  bool
-	expired map[ipsec.SAID]*keymgrv1.Expire       // told when the stream is back
-	leases  map[ipsec.SAID]*keymgrv1.LeaseRequest // the same
-	sent    map[ipsec.SAID]ipsec.SACounters
+	expired map[ipsec.SAID]*request // until the SA is removed
+	leases  map[ipsec.SAID]*request // until a lease comes or the SA is removed
 
-	held map[ipsec.SAID]bool // SAs in place; the receiving goroutine's
+	sent map[ipsec.SAID]ipsec.SACounters // the sending goroutine's
+	held map[ipsec.SAID]bool             // SAs in place; the receiving goroutine's
+}
+
+// request is something that the key manager must learn. A stream may end with
+// it on the way, so it is said again on each new stream until the key manager
+// has done something about it.
+type request struct {
+	message *keymgrv1.AttachRequest
+	told    bool // on this stream
 }
 
 // Connected reports whether the stream is up.
@@ -66,8 +74,8 @@ func (c *Client) Run(ctx context.Context) error {
 		c.incarnation = rand.Uint64()
 	}
 	c.up = make(chan *keymgrv1.AttachRequest, queue)
-	c.expired = map[ipsec.SAID]*keymgrv1.Expire{}
-	c.leases = map[ipsec.SAID]*keymgrv1.LeaseRequest{}
+	c.expired = map[ipsec.SAID]*request{}
+	c.leases = map[ipsec.SAID]*request{}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -113,15 +121,16 @@ func (c *Client) attach(ctx context.Context) error {
 	})
 	defer wg.Wait()
 	defer cancel()
+	if md, err := st.Header(); err == nil && md != nil {
+		c.connected.Store(true)
+		c.Log.Info("key manager is there")
+	}
 	for {
 		m, err := st.Recv()
 		if err != nil {
 			return err
 		}
-		if !c.connected.Swap(true) {
-			c.Log.Info("key manager is there")
-		}
-		c.handle(m)
+		c.handle(ctx, m)
 	}
 }
 
@@ -142,30 +151,68 @@ func (c *Client) hello() *keymgrv1.Hello {
 	return h
 }
 
-// startStream forgets what was queued for an earlier stream and queues what
-// must not be lost.
+// startStream lets messages be queued, first those that must not be lost.
 func (c *Client) startStream() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for len(c.up) > 0 {
-		<-c.up
-	}
 	c.stream = true
 	c.sent = map[ipsec.SAID]ipsec.SACounters{}
-	for id, e := range c.expired {
-		c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Expire{Expire: e}})
-		delete(c.expired, id)
+	for _, all := range []map[ipsec.SAID]*request{c.expired, c.leases} {
+		for id, r := range all {
+			if r.told = false; !c.held[id] {
+				delete(all, id) // it came late, for an SA that was removed
+			}
+		}
 	}
-	for id, l := range c.leases {
-		c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_LeaseRequest{LeaseRequest: l}})
-		delete(c.leases, id)
+	c.retell()
+}
+
+// endStream drops what was queued. The packets of an acquire that nobody will
+// answer do not wait for it.
+func (c *Client) endStream() {
+	c.mu.Lock()
+	c.stream = false
+	c.mu.Unlock()
+	// Nobody queues now.
+	for len(c.up) > 0 {
+		if a := (<-c.up).GetAcquire(); a != nil {
+			c.Backend.AcquireFailed(a.GetId(), whyAway)
+		}
 	}
 }
 
-func (c *Client) endStream() {
+const whyAway = "the key manager is not connected"
+
+// retell queues the requests that this stream has not carried. It is called
+// with mu held.
+func (c *Client) retell() {
+	for _, all := range []map[ipsec.SAID]*request{c.expired, c.leases} {
+		for _, r := range all {
+			r.told = r.told || c.queue(r.message)
+		}
+	}
+}
+
+// request keeps a request until it is settled, and queues it.
+func (c *Client) request(all map[ipsec.SAID]*request, id ipsec.SAID, m *keymgrv1.AttachRequest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stream = false
+	all[id] = &request{m, c.queue(m)}
+}
+
+// settled forgets the requests that a batch has answered.
+func (c *Client) settled(ops []backend.Op) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range ops {
+		switch o.Kind {
+		case backend.OpRemove, backend.OpInstall:
+			delete(c.expired, o.Target())
+			delete(c.leases, o.Target())
+		case backend.OpLease:
+			delete(c.leases, o.Target())
+		}
+	}
 }
 
 // queue is called with mu held.
@@ -198,6 +245,9 @@ func (c *Client) send(ctx context.Context, st keymgrv1.WorkerLink_AttachClient) 
 			return
 		case m = <-c.up:
 		case <-tick.C:
+			c.mu.Lock()
+			c.retell()
+			c.mu.Unlock()
 			if m = c.counters(); m == nil {
 				continue
 			}
@@ -225,10 +275,10 @@ func (c *Client) counters() *keymgrv1.AttachRequest {
 	return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Counters{Counters: out}}
 }
 
-func (c *Client) handle(m *keymgrv1.AttachResponse) {
+func (c *Client) handle(ctx context.Context, m *keymgrv1.AttachResponse) {
 	switch x := m.GetMessage().(type) {
 	case *keymgrv1.AttachResponse_Apply:
-		c.apply(x.Apply)
+		c.answer(ctx, c.apply(x.Apply))
 	case *keymgrv1.AttachResponse_Ike:
 		local, ok1 := netip.AddrFromSlice(x.Ike.GetLocal())
 		remote, ok2 := netip.AddrFromSlice(x.Ike.GetRemote())
@@ -248,7 +298,16 @@ func (c *Client) handle(m *keymgrv1.AttachResponse) {
 	}
 }
 
-func (c *Client) apply(a *keymgrv1.Apply) {
+// answer queues the answer to a batch. The key manager sends no other batch
+// before it has this one, so it waits for room where others are dropped.
+func (c *Client) answer(ctx context.Context, m *keymgrv1.AttachRequest) {
+	select {
+	case c.up <- m:
+	case <-ctx.Done():
+	}
+}
+
+func (c *Client) apply(a *keymgrv1.Apply) *keymgrv1.AttachRequest {
 	ops, index, err := c.operations(a)
 	if err == nil {
 		if err = c.Backend.Apply(ops); err == nil {
@@ -259,8 +318,8 @@ func (c *Client) apply(a *keymgrv1.Apply) {
 					c.held[o.Target()] = true
 				}
 			}
-			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ack{Ack: &keymgrv1.Ack{Nonce: a.GetNonce()}}})
-			return
+			c.settled(ops)
+			return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ack{Ack: &keymgrv1.Ack{Nonce: a.GetNonce()}}}
 		}
 	}
 	nack := &keymgrv1.Nack{Nonce: a.GetNonce(), Why: err.Error()}
@@ -270,7 +329,7 @@ func (c *Client) apply(a *keymgrv1.Apply) {
 		nack.Operation = uint32(be.index)
 	}
 	c.Log.Error("batch of SA operations refused", "nonce", a.GetNonce(), "error", err)
-	c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Nack{Nack: nack}})
+	return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Nack{Nack: nack}}
 }
 
 type badOperation struct {
@@ -338,22 +397,16 @@ func (c *Client) events(ctx context.Context) error {
 			}}})
 		case backend.Acquire:
 			if !c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Acquire{Acquire: &keymgrv1.Acquire{Id: e.ID, Flow: convert.ToFlow(e.Flow), Rule: e.Rule}}}) {
-				c.Backend.AcquireFailed(e.ID, "the key manager is not connected")
+				c.Backend.AcquireFailed(e.ID, whyAway)
 			}
 		case backend.Expire:
-			m := &keymgrv1.Expire{Id: uint64(e.ID), Hard: e.Hard, Cause: e.Cause}
-			c.mu.Lock()
-			if !c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Expire{Expire: m}}) {
-				c.expired[e.ID] = m
-			}
-			c.mu.Unlock()
+			c.request(c.expired, e.ID, &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Expire{
+				Expire: &keymgrv1.Expire{Id: uint64(e.ID), Hard: e.Hard, Cause: e.Cause},
+			}})
 		case backend.NeedLease:
-			m := &keymgrv1.LeaseRequest{Id: uint64(e.ID), Used: e.Used}
-			c.mu.Lock()
-			if !c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_LeaseRequest{LeaseRequest: m}}) {
-				c.leases[e.ID] = m
-			}
-			c.mu.Unlock()
+			c.request(c.leases, e.ID, &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_LeaseRequest{
+				LeaseRequest: &keymgrv1.LeaseRequest{Id: uint64(e.ID), Used: e.Used},
+			}})
 		case backend.PeerMoved:
 			// The IKE SA follows the peer with its own authenticated messages; ESP
 			// from a new address only tells that one is due.

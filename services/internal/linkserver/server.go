@@ -56,6 +56,11 @@ func (s *Server) Attach(st keymgrv1.WorkerLink_AttachServer) error {
 	}
 	defer session.Close()
 	defer l.Close("stream ended")
+	// The header tells the worker that it is attached, when there is nothing to
+	// send for a long time.
+	if err := st.SendHeader(nil); err != nil {
+		return err
+	}
 	s.Log.Info("worker attached", "node", hello.Node, "inventory", len(hello.Inventory), "software", hello.Software)
 	defer s.Log.Info("worker detached", "node", hello.Node)
 
@@ -81,7 +86,7 @@ func (s *Server) Attach(st keymgrv1.WorkerLink_AttachServer) error {
 			if err := st.Send(m); err != nil {
 				return err
 			}
-			wipe(m)
+			forget(m)
 		case why := <-l.closed:
 			return status.Error(codes.Aborted, why)
 		case err := <-recvErr:
@@ -90,9 +95,9 @@ func (s *Server) Attach(st keymgrv1.WorkerLink_AttachServer) error {
 	}
 }
 
-// wipe clears the keys of a message that was sent. gRPC has marshalled it by
-// then.
-func wipe(m *keymgrv1.AttachResponse) {
+// forget takes the keys out of a message that was sent, so that it does not keep
+// them alive. The octets are the engine's, which may install the SA again.
+func forget(m *keymgrv1.AttachResponse) {
 	for _, op := range m.GetApply().GetOperations() {
 		if sa := op.GetInstall(); sa != nil {
 			sa.EncrKey, sa.IntegKey = nil, nil
