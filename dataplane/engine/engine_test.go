@@ -92,6 +92,19 @@ func exchange(t *testing.T, a, b *host, src, dst netip.AddrPort, payload []byte)
 		t.Fatal("the stream is not the one that was sent")
 	}
 	t.Logf("%d segments in %d writes", (len(payload)+1387)/1388, writes)
+	// The rule and the SA have counted the same packets; in tunnel mode, octets too.
+	c := a.Counters()
+	for _, sa := range c.SAs {
+		if sa.ID != 1 {
+			continue
+		}
+		if c.Rules[0].Packets != sa.Packets {
+			t.Errorf("the rule counted %d packets, its SA %d", c.Rules[0].Packets, sa.Packets)
+		}
+		if a.outs[1].SA().Mode == ipsec.ModeTunnel && c.Rules[0].Bytes != sa.Bytes {
+			t.Errorf("the rule counted %d octets, its SA %d", c.Rules[0].Bytes, sa.Bytes)
+		}
+	}
 	// And back.
 	back := udp(dst, src, payload[:64])
 	b.tun.ToEngine <- netio.Packet{Data: back}
@@ -167,7 +180,8 @@ func TestAPacketWaitsForItsSA(t *testing.T) {
 	got := 0
 	for got < 3 {
 		p, h := b.arrived(t)
-		got += packetCount(&h, &p.Offload)
+		n, _ := sizes(p.Data, &h, &p.Offload)
+		got += n
 	}
 	select {
 	case e := <-a.events:

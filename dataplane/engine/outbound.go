@@ -137,8 +137,9 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 	}
 	if r.verdict.Rule >= 0 {
 		hit := &s.hits[r.verdict.Rule]
-		hit.packets.Add(uint64(packetCount(h, &o)))
-		hit.bytes.Add(uint64(len(b)))
+		packets, octets := sizes(b, h, &o)
+		hit.packets.Add(uint64(packets))
+		hit.bytes.Add(uint64(octets))
 	}
 	switch {
 	case r.out != nil:
@@ -152,12 +153,18 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 	}
 }
 
-// packetCount is how many packets a train stands for.
-func packetCount(h *packet.Header, o *netio.Offload) int {
-	if o.GSO == netio.GSONone || o.Segment == 0 {
-		return 1
+// sizes is how many packets a packet or train stands for, and how many octets
+// they have together: each repeats the headers.
+func sizes(b []byte, h *packet.Header, o *netio.Offload) (packets, octets int) {
+	head := int(h.Upper) + 8
+	if h.Protocol == packet.ProtoTCP && len(b) > int(h.Upper)+12 {
+		head = int(h.Upper) + int(b[h.Upper+12]>>4)*4
 	}
-	return max(1, (h.Length-int(h.Upper)+int(o.Segment)-1)/int(o.Segment))
+	if o.GSO == netio.GSONone || o.Segment == 0 || head >= len(b) {
+		return 1, len(b)
+	}
+	packets = (len(b) - head + int(o.Segment) - 1) / int(o.Segment)
+	return packets, len(b) + (packets-1)*head
 }
 
 // route decides about a flow: the verdict, and for secure the newest SA of the
