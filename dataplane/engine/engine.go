@@ -54,12 +54,13 @@ type Engine struct {
 	sad   *sad.SAD
 	state atomic.Pointer[state]
 
-	mu     sync.Mutex // the control side; guards what follows
-	outs   map[ipsec.SAID]*outSA
-	policy *ipsec.NodePolicy
-	stamps uint64
-	ctl    *outWorker // sends what waited for an SA
-	closed bool
+	mu         sync.Mutex // the control side; guards what follows
+	outs       map[ipsec.SAID]*outSA
+	policy     *ipsec.NodePolicy
+	stamps     uint64
+	ctl        *outWorker // sends what waited for an SA
+	closed     bool
+	keepalives keepalives
 
 	inMu sync.RWMutex // guards ins, which socket goroutines read on a miss
 	ins  map[ipsec.SPI]*inSA
@@ -243,6 +244,7 @@ func (e *Engine) tick() {
 		case <-t.C:
 			e.sad.Advance(e.cfg.Now())
 			e.acquires.expire(e.cfg.Now())
+			e.keepalive(e.cfg.Now())
 		case <-e.sad.Wake():
 		}
 		for _, x := range e.sad.Expiries() {

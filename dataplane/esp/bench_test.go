@@ -111,7 +111,7 @@ func bare(b *testing.B, sa *ipsec.SA, n int) (seal, open func()) {
 		sealed := aead.Seal(nil, nonce, plain, aad)
 		return func() { aead.Seal(out[:0], nonce, plain, aad) }, func() {
 			copy(buf, sealed)
-			aead.Open(buf[:0], nonce, buf[:len(sealed)], aad)
+			_, _ = aead.Open(buf[:0], nonce, buf[:len(sealed)], aad)
 		}
 	}
 	integ, _ := ipsec.LookupAlgorithm(sa.Suite.Integ)
