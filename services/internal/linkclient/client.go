@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -43,6 +44,7 @@ type Client struct {
 	stream  bool
 	expired map[ipsec.SAID]*request // until the SA is removed
 	leases  map[ipsec.SAID]*request // until a lease comes or the SA is removed
+	waiting map[uint64]string       // acquires without an answer, and their rules
 
 	sent map[ipsec.SAID]ipsec.SACounters // the sending goroutine's
 	held map[ipsec.SAID]bool             // SAs in place; the receiving goroutine's
@@ -76,6 +78,7 @@ func (c *Client) Run(ctx context.Context) error {
 	c.up = make(chan *keymgrv1.AttachRequest, queue)
 	c.expired = map[ipsec.SAID]*request{}
 	c.leases = map[ipsec.SAID]*request{}
+	c.waiting = map[uint64]string{}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -105,7 +108,7 @@ func (c *Client) Run(ctx context.Context) error {
 func (c *Client) attach(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st, err := keymgrv1.NewWorkerLinkClient(c.Conn).Attach(ctx, grpc.WaitForReady(true))
+	st, err := keymgrv1.NewWorkerLinkClient(c.Conn).Attach(ctx)
 	if err != nil {
 		return err
 	}
@@ -172,13 +175,29 @@ func (c *Client) startStream() {
 func (c *Client) endStream() {
 	c.mu.Lock()
 	c.stream = false
+	waiting := c.waiting
+	c.waiting = map[uint64]string{}
 	c.mu.Unlock()
 	// Nobody queues now.
 	for len(c.up) > 0 {
-		if a := (<-c.up).GetAcquire(); a != nil {
-			c.Backend.AcquireFailed(a.GetId(), whyAway)
-		}
+		<-c.up
 	}
+	// The next packet asks again. An acquire left open would hold the rule's
+	// packets for as long as the backend waits for an answer.
+	for id := range waiting {
+		c.Backend.AcquireFailed(id, whyAway)
+	}
+}
+
+// acquire asks for an SA; false when nobody can be asked.
+func (c *Client) acquire(a backend.Acquire) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ok := c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Acquire{Acquire: &keymgrv1.Acquire{Id: a.ID, Flow: convert.ToFlow(a.Flow), Rule: a.Rule}}})
+	if ok {
+		c.waiting[a.ID] = a.Rule
+	}
+	return ok
 }
 
 const whyAway = "the key manager is not connected"
@@ -207,6 +226,9 @@ func (c *Client) settled(ops []backend.Op) {
 	for _, o := range ops {
 		switch o.Kind {
 		case backend.OpRemove, backend.OpInstall:
+			if o.SA != nil && o.SA.Direction == ipsec.Outbound {
+				maps.DeleteFunc(c.waiting, func(_ uint64, rule string) bool { return rule == o.SA.Rule })
+			}
 			delete(c.expired, o.Target())
 			delete(c.leases, o.Target())
 		case backend.OpLease:
@@ -294,6 +316,9 @@ func (c *Client) handle(ctx context.Context, m *keymgrv1.AttachResponse) {
 			c.Log.Warn("IKE datagram not sent", "local", p.Local, "remote", p.Remote, "error", err)
 		}
 	case *keymgrv1.AttachResponse_AcquireFailed:
+		c.mu.Lock()
+		delete(c.waiting, x.AcquireFailed.GetId())
+		c.mu.Unlock()
 		c.Backend.AcquireFailed(x.AcquireFailed.GetId(), x.AcquireFailed.GetWhy())
 	}
 }
@@ -396,7 +421,7 @@ func (c *Client) events(ctx context.Context) error {
 				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()), Data: e.Data,
 			}}})
 		case backend.Acquire:
-			if !c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Acquire{Acquire: &keymgrv1.Acquire{Id: e.ID, Flow: convert.ToFlow(e.Flow), Rule: e.Rule}}}) {
+			if !c.acquire(e) {
 				c.Backend.AcquireFailed(e.ID, whyAway)
 			}
 		case backend.Expire:
