@@ -11,13 +11,10 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	policyv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/policy/v1"
@@ -50,7 +47,7 @@ func (c *Client) Revision() (uint64, bool) { return c.revision.Load(), c.fromFil
 
 // Run follows the feed until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
-	c.state = newState()
+	c.state = newState(c.Node)
 	if err := c.loadFile(ctx); err != nil {
 		c.Log.Warn("the last-known-good policy cannot be used; waiting for policyd", "file", c.File, "error", err)
 	}
@@ -81,7 +78,7 @@ const (
 func (c *Client) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st, err := policyv1.NewPolicyFeedClient(c.Conn).Subscribe(ctx, grpc.WaitForReady(true))
+	st, err := policyv1.NewPolicyFeedClient(c.Conn).Subscribe(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,13 +117,9 @@ func (c *Client) put(ctx context.Context, d *policyv1.SubscribeResponse) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range nodes {
-		if err := c.Use(ctx, n, next.policy(n)); err != nil {
-			return fmt.Errorf("node %s: %w", n, err)
-		}
+	if err := c.use(ctx, next, nodes); err != nil {
+		return err
 	}
-	c.state = next
-	c.revision.Store(next.store.Revision)
 	c.fromFile.Store(false)
 	if err := c.saveFile(); err != nil {
 		c.Log.Error("the last-known-good policy was not saved; after a reboot an older one is used", "file", c.File, "error", err)
@@ -134,57 +127,21 @@ func (c *Client) put(ctx context.Context, d *policyv1.SubscribeResponse) error {
 	return nil
 }
 
-func (c *Client) loadFile(ctx context.Context) error {
-	if c.File == "" {
-		return nil
-	}
-	b, err := os.ReadFile(c.File)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	d := &policyv1.SubscribeResponse{}
-	if err := proto.Unmarshal(b, d); err != nil {
-		return err
-	}
-	next, nodes, err := c.state.with(d)
-	if err != nil {
-		return err
-	}
-	for _, n := range nodes {
-		if err := c.Use(ctx, n, next.policy(n)); err != nil {
-			return err
+// use puts a state in force for the nodes that it changes, all or none.
+func (c *Client) use(ctx context.Context, next *state, nodes []string) error {
+	for i, n := range nodes {
+		err := c.Use(ctx, n, next.policy(n))
+		if err == nil {
+			continue
 		}
+		for _, done := range nodes[:i] {
+			if undo := c.Use(ctx, done, c.state.policy(done)); undo != nil {
+				err = errors.Join(err, fmt.Errorf("putting back the policy of node %s: %w", done, undo))
+			}
+		}
+		return &refusal{key{node: n}, err}
 	}
 	c.state = next
 	c.revision.Store(next.store.Revision)
-	c.fromFile.Store(true)
-	c.Log.Info("last-known-good policy in force", "file", c.File, "revision", next.store.Revision)
 	return nil
-}
-
-// saveFile replaces the file in one step, on the disk before it is renamed.
-func (c *Client) saveFile() error {
-	if c.File == "" {
-		return nil
-	}
-	b, err := proto.Marshal(c.state.snapshot())
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(c.File), ".policy-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), c.File)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }

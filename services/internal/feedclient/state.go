@@ -31,11 +31,12 @@ type entry struct {
 
 // state is what the feed has said so far, by node.
 type state struct {
+	only  string // the one node that is followed; "" for all
 	store ipsec.Version
 	nodes map[string]map[key]entry
 }
 
-func newState() *state { return &state{nodes: map[string]map[key]entry{}} }
+func newState(only string) *state { return &state{only: only, nodes: map[string]map[key]entry{}} }
 
 // refusal names the resource that could not be used.
 type refusal struct {
@@ -49,7 +50,7 @@ func (r *refusal) Error() string { return fmt.Sprintf("policy resource %s: %v", 
 // receiver is unchanged, so a delta that is refused leaves nothing behind; only
 // the maps of touched nodes are copied.
 func (s *state) with(d *policyv1.SubscribeResponse) (*state, []string, error) {
-	next := &state{store: convert.FromVersion(d.GetStore()), nodes: maps.Clone(s.nodes)}
+	next := &state{only: s.only, store: convert.FromVersion(d.GetStore()), nodes: maps.Clone(s.nodes)}
 	touched := map[string]bool{}
 	of := func(node string) map[key]entry {
 		if !touched[node] {
@@ -66,6 +67,10 @@ func (s *state) with(d *policyv1.SubscribeResponse) (*state, []string, error) {
 		k := keyOf(r.GetKey())
 		e := entry{version: r.GetVersion(), message: r}
 		var err error
+		// Whoever follows one node would put any policy in force as that node's.
+		if s.only != "" && k.node != s.only {
+			return nil, nil, &refusal{k, fmt.Errorf("it is for node %q, want node %q only", k.node, s.only)}
+		}
 		switch v := r.GetValue().(type) {
 		case *policyv1.Resource_Settings:
 			if a := v.Settings.GetDefaultAction(); a != 1 && a != 2 {
@@ -88,6 +93,9 @@ func (s *state) with(d *policyv1.SubscribeResponse) (*state, []string, error) {
 	}
 	for _, m := range d.GetRemoved() {
 		k := keyOf(m)
+		if s.nodes[k.node] == nil {
+			continue
+		}
 		delete(of(k.node), k)
 	}
 	return next, slices.Sorted(maps.Keys(touched)), nil

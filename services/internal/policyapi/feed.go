@@ -1,6 +1,8 @@
 package policyapi
 
 import (
+	"errors"
+	"io"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -42,6 +44,9 @@ func (f *Feed) Subscribe(st policyv1.PolicyFeed_SubscribeServer) error {
 		return err
 	}
 	sub, err := f.Hub.Subscribe(req)
+	if errors.Is(err, feed.ErrClosed) {
+		return status.Error(codes.Unavailable, err.Error())
+	}
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -52,6 +57,9 @@ func (f *Feed) Subscribe(st policyv1.PolicyFeed_SubscribeServer) error {
 	go func() { deltas <- send(st, sub) }()
 	select {
 	case err = <-answers:
+		if err == io.EOF { // the subscriber has closed its side
+			err = nil
+		}
 	case err = <-deltas:
 		return status.Error(codes.Aborted, err.Error())
 	}

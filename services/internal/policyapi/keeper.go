@@ -100,21 +100,27 @@ func (k *Keeper) take(snap store.Snapshot) {
 }
 
 // compileState parses the documents that differ from old's, links and compiles.
+// On error the state holds the snapshot and those documents that can be read.
 func compileState(old state, snap store.Snapshot) (state, error) {
 	s := state{snapshot: snap, docs: make(map[store.Key]model.Document, len(snap.Documents))}
+	var errs []error
 	for _, d := range snap.Documents {
 		if was, ok := old.docs[d.Key]; ok && bytes.Equal(was.Text, d.Text) {
 			s.docs[d.Key] = was
 			continue
 		}
 		parsed, err := model.Parse("stored "+d.Key.String(), d.Text)
-		if err != nil {
-			return state{}, err
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case len(parsed) != 1 || keyOf(parsed[0]) != d.Key:
+			errs = append(errs, fmt.Errorf("stored document %s holds something else", d.Key))
+		default:
+			s.docs[d.Key] = parsed[0]
 		}
-		if len(parsed) != 1 || keyOf(parsed[0]) != d.Key {
-			return state{}, fmt.Errorf("stored document %s holds something else", d.Key)
-		}
-		s.docs[d.Key] = parsed[0]
+	}
+	if errs != nil {
+		return s, errors.Join(errs...)
 	}
 	return s, s.compile()
 }

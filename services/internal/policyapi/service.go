@@ -76,14 +76,31 @@ func (s *Service) plan(base state, files []*policyv1.File, replace bool, remove 
 			p.next.docs[k] = d
 		}
 	}
+	stored := map[store.Key]bool{}
+	for _, d := range base.snapshot.Documents {
+		stored[d.Key] = true
+	}
+	removed := map[store.Key]bool{}
 	for _, r := range remove {
 		kind, name, _ := strings.Cut(r, "/")
 		k := store.Key{Kind: kind, Name: name}
-		if _, ok := base.docs[k]; !ok {
+		if at, both := seen[k]; both {
+			p.add(fmt.Errorf("remove %s: it is in %s too; want one or the other", r, at))
+			continue
+		}
+		if !stored[k] {
 			p.add(fmt.Errorf("remove %s: no such document is stored; want Kind/name of one that is", r))
 			continue
 		}
+		removed[k] = true
 		delete(p.next.docs, k)
+	}
+	for _, d := range base.snapshot.Documents {
+		k := d.Key
+		_, readable := base.docs[k]
+		if _, given := seen[k]; !readable && !given && !removed[k] && !replace {
+			p.add(fmt.Errorf("stored document %s cannot be read; give it anew or remove it", k))
+		}
 	}
 	if err := p.next.compile(); err != nil {
 		p.add(err)
@@ -102,8 +119,13 @@ func (s *Service) plan(base state, files []*policyv1.File, replace bool, remove 
 }
 
 // Validate checks documents and changes nothing.
-func (s *Service) Validate(_ context.Context, r *policyv1.ValidateRequest) (*policyv1.ValidateResponse, error) {
-	base, _ := s.Keeper.Current()
+func (s *Service) Validate(ctx context.Context, r *policyv1.ValidateRequest) (*policyv1.ValidateResponse, error) {
+	snap, err := s.Keeper.Store.Get(ctx, 0)
+	if err != nil {
+		return nil, status.Errorf(codes.Unavailable, "the policy store cannot be read: %v", err)
+	}
+	current, _ := s.Keeper.Current()
+	base, _ := compileState(current, snap)
 	p := s.plan(base, r.GetFiles(), r.GetReplace(), nil)
 	return &policyv1.ValidateResponse{Problems: p.problems, Nodes: p.nodes}, nil
 }
@@ -127,17 +149,17 @@ func (s *Service) Apply(ctx context.Context, r *policyv1.ApplyRequest) (*policyv
 			return nil, status.Errorf(codes.Aborted, "the store is at revision %d, the change was made for %d; look at what changed and apply again", snap.Version.Revision, b)
 		}
 		current, _ := s.Keeper.Current()
-		base, err := compileState(current, snap)
-		if err != nil {
-			// What is stored does not compile; only a change that mends it goes on.
-			base.policies = nil
-		}
+		// When what is stored does not compile, only a change that mends it goes on.
+		base, _ := compileState(current, snap)
 		p := s.plan(base, r.GetFiles(), r.GetReplace(), r.GetRemove())
 		resp := &policyv1.ApplyResponse{Version: convert.ToVersion(snap.Version), Problems: p.problems}
 		if p.failed() {
 			return resp, nil
 		}
 		p.change.Author, p.change.Message = caller.String(), r.GetMessage()
+		if err := p.change.Check(); err != nil && !errors.Is(err, store.ErrNoChange) {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
 		v, err := s.Keeper.Store.Put(ctx, p.change)
 		var conflict *store.ConflictError
 		switch {
