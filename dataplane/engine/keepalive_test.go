@@ -21,8 +21,8 @@ func TestASilentUDPPathIsKeptAlive(t *testing.T) {
 		join(t, saSpec{ipsec.ModeTransport, encap, "aes128gcm16"}, a, b, aNet, bNet)
 		start := time.Now()
 		want := uint64(0)
-		for _, at := range []time.Duration{6, 19, 26, 30, 47} { // due after 20 s, looked at every 5
-			a.keepalive(start.Add(at * time.Second))
+		for _, at := range []int{6, 19, 26, 30, 47} { // due after 20 s, looked at every 5
+			a.keepalive(start.Add(time.Duration(at) * time.Second))
 			if encap && (at == 26 || at == 47) {
 				want++
 			}
