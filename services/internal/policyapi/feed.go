@@ -57,7 +57,7 @@ func (f *Feed) Subscribe(st policyv1.PolicyFeed_SubscribeServer) error {
 	go func() { deltas <- send(st, sub) }()
 	select {
 	case err = <-answers:
-		if err == io.EOF { // the subscriber has closed its side
+		if errors.Is(err, io.EOF) { // the subscriber has closed its side
 			err = nil
 		}
 	case err = <-deltas:
