@@ -270,7 +270,7 @@ func TestWhoMaySubscribeToWhat(t *testing.T) {
 	ctx, cancel := context.WithCancel(r.ctx())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	defer func() { cancel(); _, _ = <-done }()
+	defer func() { cancel(); <-done }() //nolint:errcheck // it ends because ctx does
 	hub.Publish(ipsec.Version{Cluster: "c", Epoch: 1, Revision: 1}, nil)
 
 	worker, keymgr, operator := issue(rpc.RoleWorker, "red"), issue(rpc.RoleKeymgrd, "k"), issue(rpc.RoleOperator, "eve")
