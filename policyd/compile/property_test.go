@@ -67,7 +67,7 @@ func TestWeightFollowsCovering(t *testing.T) {
 			t.Fatal("an exemption weighs no more than a rule of the policy")
 		}
 	})
-	if covered == 0 {
+	if covered == 0 && !testing.Short() { // -short tries too few to be sure
 		t.Fatal("no pair of selectors overlapped: the test looked at nothing")
 	}
 }
