@@ -58,7 +58,7 @@ func TestARefusalNamesTheOperation(t *testing.T) {
 	r.attach(w)
 	eventually(t, "attached", r.attached)
 	_, err := r.initiate(ruleBad)
-	if err == nil || !strings.Contains(err.Error(), "this backend carries esp, got ah") {
+	if err == nil || !strings.Contains(err.Error(), "takes 20 octets of key and salt, got 9") {
 		t.Fatalf("got %v", err)
 	}
 	s := r.Workers()[0]

@@ -107,7 +107,7 @@ func (s *script) create(rule string) []ike.Effect {
 		id := s.env.NextID()
 		in, o := s.sa(id, ipsec.Inbound), s.sa(id, ipsec.Outbound)
 		if rule == ruleBad {
-			o.Protocol = ipsec.ProtocolAH
+			o.EncrKey = ipsec.NewSecret([]byte(keyOctets)) // too short for its cipher
 		} else {
 			s.sas = append(s.sas, in.ID, o.ID)
 		}
