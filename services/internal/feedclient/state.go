@@ -107,7 +107,8 @@ func (s *state) policy(node string) *ipsec.NodePolicy {
 	if len(resources) == 0 {
 		return nil
 	}
-	p := &ipsec.NodePolicy{Node: node, Version: s.store, Default: ipsec.ActionPermit}
+	// Without settings, which policyd always sends, what no rule matches is blocked.
+	p := &ipsec.NodePolicy{Node: node, Version: s.store, Default: ipsec.ActionBlock}
 	for _, e := range resources {
 		switch {
 		case e.rule != nil:
