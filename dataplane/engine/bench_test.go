@@ -38,7 +38,7 @@ func outAndIn(b testing.TB, mode ipsec.Mode) (*outWorker, *captured, *inWorker, 
 	}
 	x.policy(b, mode, an, bn)
 	y.policy(b, mode, bn, an)
-	out, in := simplex(b, saSpec{mode, true, "aes128gcm16"}, 1, x, y, an, bn)
+	out, in := simplex(b, saSpec{mode: mode, encap: true, suite: "aes128gcm16"}, 1, x, y, an, bn)
 	in.SA.ReplayWindow = 0 // the same packets are opened again and again
 	for h, op := range map[*host]backend.Op{x: out, y: in} {
 		if err := h.Apply([]backend.Op{op}); err != nil {

@@ -111,13 +111,13 @@ type plan struct {
 type shadow struct {
 	removed   map[ipsec.SAID]bool
 	installed map[ipsec.SAID]*ipsec.SA
-	spis      map[ipsec.SPI]bool
+	spis      map[inKey]bool
 	lease     map[ipsec.SAID]uint64 // end of the last lease
 }
 
 func (e *Engine) plan(ops []backend.Op) (plan, error) {
 	p := plan{paths: map[*ipsec.SA]*path{}}
-	s := shadow{map[ipsec.SAID]bool{}, map[ipsec.SAID]*ipsec.SA{}, map[ipsec.SPI]bool{}, map[ipsec.SAID]uint64{}}
+	s := shadow{map[ipsec.SAID]bool{}, map[ipsec.SAID]*ipsec.SA{}, map[inKey]bool{}, map[ipsec.SAID]uint64{}}
 	for i, op := range ops {
 		if err := e.check(op, &p, &s); err != nil {
 			return plan{}, &backend.OpError{Index: i, Kind: op.Kind, SA: op.Target(), Err: err}
@@ -164,18 +164,15 @@ func (e *Engine) checkInstall(sa *ipsec.SA, p *plan, s *shadow) error {
 	if e.has(sa.ID, s) {
 		return backend.ErrExists
 	}
-	if sa.Protocol != ipsec.ProtocolESP {
-		return fmt.Errorf("%w: this backend carries esp, got %s", backend.ErrNotUsable, sa.Protocol)
-	}
 	switch sa.Direction {
 	case ipsec.Inbound:
 		e.inMu.RLock()
-		in := e.ins[sa.SPI]
+		in := e.ins[keyOf(sa)]
 		e.inMu.RUnlock()
-		if s.spis[sa.SPI] || in != nil && !s.removed[in.SA().ID] {
+		if s.spis[keyOf(sa)] || in != nil && !s.removed[in.SA().ID] {
 			return fmt.Errorf("%w: inbound SPI %s", backend.ErrExists, sa.SPI)
 		}
-		s.spis[sa.SPI] = true
+		s.spis[keyOf(sa)] = true
 	case ipsec.Outbound:
 		s.lease[sa.ID] = sa.Lease.Last
 	}
@@ -237,18 +234,16 @@ func (e *Engine) install(sa *ipsec.SA, p *path) error {
 		in.path.Store(p)
 		in.partly = sa.Mode == ipsec.ModeTransport && sa.Encap != nil
 		e.inMu.Lock()
-		e.ins[sa.SPI], e.inID[sa.ID] = in, in
+		e.ins[keyOf(sa)], e.inID[sa.ID] = in, in
 		e.inMu.Unlock()
 		return nil
 	}
 	o := &outSA{Outbound: e.sad.Outbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors), lease: sa.Lease}
 	o.path.Store(p)
 	for range len(e.outw) + 1 {
-		s, err := o.NewSealer()
-		if err != nil {
+		if err := o.addSealer(); err != nil {
 			return err
 		}
-		o.sealers = append(o.sealers, s)
 	}
 	e.outs[sa.ID] = o
 	return nil
@@ -261,8 +256,8 @@ func (e *Engine) forget(id ipsec.SAID) {
 	if in := e.inID[id]; in != nil {
 		delete(e.inID, id)
 		// The SPI may belong to another SA of the same batch by now.
-		if spi := in.SA().SPI; e.ins[spi] == in {
-			delete(e.ins, spi)
+		if k := keyOf(in.SA()); e.ins[k] == in {
+			delete(e.ins, k)
 		}
 	}
 }

@@ -21,8 +21,9 @@ import (
 type Socket struct {
 	Conn  netio.Conn
 	IPv6  bool
-	Port  uint16 // UDP port; 0 for raw ESP
+	Port  uint16 // UDP port; 0 for raw ESP and AH
 	Encap bool   // ESP and IKE share the port (RFC 3948); otherwise only IKE
+	AH    bool   // AH, in messages that begin with the IP header
 }
 
 // Config is what an engine runs on. The engine closes what it is given.
@@ -63,12 +64,13 @@ type Engine struct {
 	keepalives keepalives
 
 	inMu sync.RWMutex // guards ins, which socket goroutines read on a miss
-	ins  map[ipsec.SPI]*inSA
+	ins  map[inKey]*inSA
 	inID map[ipsec.SAID]*inSA
 
 	acquires acquires
 	outw     []*outWorker
 	inw      []*inWorker
+	ident    atomic.Uint32 // of the last IPv4 header made for AH
 	stop     chan struct{}
 	wg       sync.WaitGroup
 }
@@ -99,7 +101,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg:  cfg,
 		sad:  sad.New(),
 		outs: map[ipsec.SAID]*outSA{},
-		ins:  map[ipsec.SPI]*inSA{},
+		ins:  map[inKey]*inSA{},
 		inID: map[ipsec.SAID]*inSA{},
 		stop: make(chan struct{}),
 	}
@@ -180,7 +182,7 @@ func gone(err error) bool { return errors.Is(err, os.ErrClosed) }
 
 // SendIKE sends an IKE message from the socket of path.Local's port and family.
 func (e *Engine) SendIKE(path backend.Path, data []byte) error {
-	s := e.socket(path.Local.Addr().Is6(), path.Local.Port())
+	s := e.socket(path.Local.Addr().Is6(), path.Local.Port(), false)
 	if s < 0 || path.Local.Port() == 0 {
 		return fmt.Errorf("send IKE from %s: no socket on this port and family", path.Local)
 	}
@@ -203,10 +205,10 @@ func (e *Engine) SendIKE(path backend.Path, data []byte) error {
 	return nil
 }
 
-// socket is the number of the socket with a port, or -1.
-func (e *Engine) socket(ipv6 bool, port uint16) int {
+// socket is the number of the socket with a port, or of the one for AH, or -1.
+func (e *Engine) socket(ipv6 bool, port uint16, ah bool) int {
 	for i := range e.cfg.Sockets {
-		if s := &e.cfg.Sockets[i]; s.IPv6 == ipv6 && s.Port == port {
+		if s := &e.cfg.Sockets[i]; s.IPv6 == ipv6 && s.Port == port && s.AH == ah {
 			return i
 		}
 	}

@@ -48,7 +48,7 @@ func TestPacketsAndTrainsArriveWhole(t *testing.T) {
 								// Trains of datagrams are their own way in; leave them whole.
 								a.encap.Tamper, a.raw.Tamper = nil, nil
 							}
-							join(t, saSpec{mode, encap, suite}, a, b, aNet, bNet)
+							join(t, saSpec{mode: mode, encap: encap, suite: suite}, a, b, aNet, bNet)
 							exchange(t, a, b, netip.AddrPortFrom(from, 40000), netip.AddrPortFrom(to, 443), clear)
 						})
 					}
@@ -121,7 +121,7 @@ func TestDuplicatesAndReorderedPackets(t *testing.T) {
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
-	join(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, a, b, an, bn)
+	join(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, a, b, an, bn)
 	const n = 100
 	var held [][]byte
 	a.encap.Tamper = func(d []byte) [][]byte { // keeps ten, then sends them backwards and twice
@@ -176,7 +176,7 @@ func TestAPacketWaitsForItsSA(t *testing.T) {
 	if !ok || acq.Rule != "r" || acq.Peer != "p" || acq.Flow.Remote != dst.Addr() || acq.Flow.RemotePort != 2 {
 		t.Fatalf("got %+v, want an acquire for the flow", acq)
 	}
-	join(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, a, b, an, bn)
+	join(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, a, b, an, bn)
 	got := 0
 	for got < 3 {
 		p, h := b.arrived(t)
@@ -257,7 +257,7 @@ func TestTheInnerCheckDropsWhatTheSAIsNotFor(t *testing.T) {
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
-	out, in := simplex(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, 1, a, b, an, bn)
+	out, in := simplex(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, 1, a, b, an, bn)
 	in.SA.Selectors[0].Remote = ipsec.PrefixSelector(netip.MustParsePrefix("10.1.7.0/24"))
 	if err := a.Apply([]backend.Op{out}); err != nil {
 		t.Fatal(err)
@@ -283,7 +283,7 @@ func TestTheInnerCheckDropsWhatTheSAIsNotFor(t *testing.T) {
 func TestApplyIsAllOrNothing(t *testing.T) {
 	a, b := twoHosts(t, false)
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
-	spec := saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}
+	spec := saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}
 	op := func(id ipsec.SAID) backend.Op { o, _ := simplex(t, spec, id, a, b, an, bn); return o }
 	inOp := func(id ipsec.SAID) backend.Op { _, i := simplex(t, spec, id, b, a, bn, an); return i }
 	if err := a.Apply([]backend.Op{op(1), inOp(2)}); err != nil {
@@ -299,7 +299,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		{"same ID", []backend.Op{op(5), op(1)}, 1, backend.ErrExists},
 		{"same ID twice in the batch", []backend.Op{op(5), op(5)}, 1, backend.ErrExists},
 		{"same inbound SPI", []backend.Op{change(inOp(6), func(s *ipsec.SA) { s.SPI = 0x1002 })}, 0, backend.ErrExists},
-		{"AH", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.Protocol = ipsec.ProtocolAH })}, 1, backend.ErrNotUsable},
+		{"AH with the keys of ESP", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.Protocol = ipsec.ProtocolAH })}, 1, backend.ErrNotUsable},
 		{"short key", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.EncrKey = ipsec.CopySecret([]byte{1}) })}, 1, backend.ErrNotUsable},
 		{"no socket", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.Encap.LocalPort = 9 })}, 1, backend.ErrNotUsable},
 		{"overlapping lease", []backend.Op{op(5), {Kind: backend.OpLease, ID: 1, Lease: ipsec.Lease{First: 9, Last: 1 << 50}}}, 1, backend.ErrOverlap},
@@ -343,7 +343,7 @@ func TestARekeyLosesNothing(t *testing.T) {
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
-	spec := saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}
+	spec := saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}
 	out, in := simplex(t, spec, 1, a, b, an, bn)
 	for h, op := range map[*host]backend.Op{b: in, a: out} {
 		if err := h.Apply([]backend.Op{op}); err != nil {
@@ -424,7 +424,7 @@ func TestATooBigPacketIsAnswered(t *testing.T) {
 	a, b := twoHosts(t, false)
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
-	join(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, a, b, an, bn)
+	join(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, a, b, an, bn)
 	a.PathMTU(b.addr, 1000)
 	a.PathMTU(b.addr, 1400) // does not raise it
 	src, dst := netip.MustParseAddrPort("10.1.0.1:1"), netip.MustParseAddrPort("10.2.0.1:2")
@@ -463,7 +463,7 @@ func TestAPeerThatMovesIsReportedOnce(t *testing.T) {
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
-	join(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, a, b, an, bn)
+	join(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, a, b, an, bn)
 	nat := netip.MustParseAddrPort("203.0.113.9:61000")
 	sent := make(chan []byte, 10)
 	a.encap.Tamper = func(d []byte) [][]byte { sent <- bytes.Clone(d); return nil }
@@ -490,7 +490,7 @@ func TestASpentLeaseStopsTheSAAndANewOneStartsIt(t *testing.T) {
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
-	out, in := simplex(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, 1, a, b, an, bn)
+	out, in := simplex(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, 1, a, b, an, bn)
 	out.SA.Lease = ipsec.Lease{First: 1, Last: 9}
 	if err := errors.Join(b.Apply([]backend.Op{in}), a.Apply([]backend.Op{out})); err != nil {
 		t.Fatal(err)

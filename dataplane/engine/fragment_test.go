@@ -53,7 +53,7 @@ func TestFragmentsAreReassembledForTransportMode(t *testing.T) {
 		a, b := twoHosts(t, v6)
 		a.policy(t, ipsec.ModeTransport, single(a.addr), single(b.addr))
 		b.policy(t, ipsec.ModeTransport, single(b.addr), single(a.addr))
-		join(t, saSpec{ipsec.ModeTransport, true, "aes128gcm16"}, a, b, single(a.addr), single(b.addr))
+		join(t, saSpec{mode: ipsec.ModeTransport, encap: true, suite: "aes128gcm16"}, a, b, single(a.addr), single(b.addr))
 		whole := udp(netip.AddrPortFrom(a.addr, 5), netip.AddrPortFrom(b.addr, 6), pattern(4000))
 		pieces := cut(whole, 1024)
 		rand.New(rand.NewPCG(3, 4)).Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
@@ -74,7 +74,7 @@ func TestFragmentsTravelInTunnelMode(t *testing.T) {
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
-	join(t, saSpec{ipsec.ModeTunnel, true, "aes128gcm16"}, a, b, an, bn)
+	join(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, a, b, an, bn)
 	pieces := cut(udp(netip.MustParseAddrPort("10.1.0.1:1"), netip.MustParseAddrPort("10.2.0.1:2"), pattern(3000)), 1024)
 	for _, f := range pieces {
 		a.tun.ToEngine <- netio.Packet{Data: f}

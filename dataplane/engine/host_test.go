@@ -21,12 +21,13 @@ type host struct {
 	tun    *netiotest.Tun
 	encap  *netiotest.Conn
 	raw    *netiotest.Conn
+	ah     *netiotest.Conn
 	events chan backend.Event
 	addr   netip.Addr
 }
 
-// twoHosts makes two engines that are joined by a wire for ESP in UDP and one
-// for raw ESP.
+// twoHosts makes two engines that are joined by wires for ESP in UDP, raw ESP and
+// AH.
 func twoHosts(t testing.TB, v6 bool) (a, b *host) {
 	t.Helper()
 	aa, ba := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
@@ -35,7 +36,8 @@ func twoHosts(t testing.TB, v6 bool) (a, b *host) {
 	}
 	ae, be := netiotest.NewWire(netip.AddrPortFrom(aa, 4500), netip.AddrPortFrom(ba, 4500), 512)
 	ar, br := netiotest.NewWire(netip.AddrPortFrom(aa, 0), netip.AddrPortFrom(ba, 0), 512)
-	a, b = newHost(t, aa, ae, ar), newHost(t, ba, be, br)
+	ah, bh := netiotest.NewWire(netip.AddrPortFrom(aa, 0), netip.AddrPortFrom(ba, 0), 512)
+	a, b = newHost(t, aa, ae, ar, ah), newHost(t, ba, be, br, bh)
 	t.Cleanup(func() {
 		for _, h := range []*host{a, b} {
 			if err := h.Close(); err != nil {
@@ -46,15 +48,16 @@ func twoHosts(t testing.TB, v6 bool) (a, b *host) {
 	return a, b
 }
 
-func newHost(t testing.TB, addr netip.Addr, encap, raw *netiotest.Conn) *host {
+func newHost(t testing.TB, addr netip.Addr, encap, raw, ah *netiotest.Conn) *host {
 	t.Helper()
-	h := &host{tun: netiotest.NewTun(512), encap: encap, raw: raw, events: make(chan backend.Event, 256), addr: addr}
+	h := &host{tun: netiotest.NewTun(512), encap: encap, raw: raw, ah: ah, events: make(chan backend.Event, 256), addr: addr}
 	var err error
 	h.Engine, err = New(Config{
 		Tun: []netio.Tun{h.tun},
 		Sockets: []Socket{
 			{Conn: encap, IPv6: addr.Is6(), Port: 4500, Encap: true},
 			{Conn: raw, IPv6: addr.Is6()},
+			{Conn: ah, IPv6: addr.Is6(), AH: true},
 		},
 		TrainUDP: true,
 		Emit: func(e backend.Event) {
@@ -93,26 +96,35 @@ type saSpec struct {
 	mode  ipsec.Mode
 	encap bool
 	suite string
+	ah    bool
 }
 
 // simplex makes both ends of one SA from x to y.
 func simplex(t testing.TB, s saSpec, id ipsec.SAID, x, y *host, xNet, yNet netip.Prefix) (out, in backend.Op) {
 	t.Helper()
-	prop, err := ipsec.ParseProposal(ipsec.ProtocolESP, s.suite)
+	proto := ipsec.ProtocolESP
+	if s.ah {
+		proto = ipsec.ProtocolAH
+	}
+	prop, err := ipsec.ParseProposal(proto, s.suite)
 	if err != nil {
 		t.Fatal(err)
 	}
-	suite := ipsec.Suite{Protocol: ipsec.ProtocolESP, Encr: prop.OfType(ipsec.TransformENCR)[0], ESN: true}
-	encr, _ := ipsec.LookupAlgorithm(suite.Encr)
+	suite := ipsec.Suite{Protocol: proto, ESN: true}
+	var encrKey []byte
+	if e := prop.OfType(ipsec.TransformENCR); len(e) > 0 {
+		suite.Encr = e[0]
+		encr, _ := ipsec.LookupAlgorithm(suite.Encr)
+		encrKey = bytes.Repeat([]byte{byte(id)}, encr.KeyLen+encr.SaltLen)
+	}
 	var integKey []byte
 	if i := prop.OfType(ipsec.TransformINTEG); len(i) > 0 {
 		suite.Integ = i[0]
 		integ, _ := ipsec.LookupAlgorithm(i[0])
-		integKey = bytes.Repeat([]byte{byte(id) + 1}, integ.KeyLen)
+		integKey = bytes.Repeat([]byte{byte(id) + 1}, integ.KeyLen+integ.SaltLen)
 	}
-	encrKey := bytes.Repeat([]byte{byte(id)}, encr.KeyLen+encr.SaltLen)
 	sa := ipsec.SA{
-		ID: id, Direction: ipsec.Outbound, Protocol: ipsec.ProtocolESP, SPI: ipsec.SPI(0x1000 + uint32(id)),
+		ID: id, Direction: ipsec.Outbound, Protocol: proto, SPI: ipsec.SPI(0x1000 + uint32(id)),
 		Mode: s.mode, Local: x.addr, Remote: y.addr, Suite: suite,
 		EncrKey: ipsec.CopySecret(encrKey), IntegKey: ipsec.CopySecret(integKey),
 		Selectors:    []ipsec.Selector{{Local: ipsec.PrefixSelector(xNet), Remote: ipsec.PrefixSelector(yNet)}},

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"github.com/testudo-ipsec/testudo/dataplane/ah"
 	"github.com/testudo-ipsec/testudo/dataplane/backend"
 	"github.com/testudo-ipsec/testudo/dataplane/esp"
 	"github.com/testudo-ipsec/testudo/dataplane/natt"
@@ -37,6 +38,7 @@ type inWorker struct {
 	jobs  [burst]esp.OpenJob
 	n     int
 	heads [burst][40 + peek]byte
+	ah    []ah.OpenJob // instead of jobs, for a socket of AH; nil otherwise
 	gro   coalescer
 
 	counts counts
@@ -52,6 +54,9 @@ func newInWorker(e *Engine, s *Socket, t netio.Tun) *inWorker {
 	w := &inWorker{e: e, sock: s, msgs: make([]netio.Message, recvBatch)}
 	for i := range w.msgs {
 		w.msgs[i].Data = make([]byte, 0, netio.MaxPacket)
+	}
+	if s.AH {
+		w.ah = make([]ah.OpenJob, burst)
 	}
 	w.gro.init(t.Writer(), &w.counts, e.cfg.TrainUDP)
 	return w
@@ -93,6 +98,8 @@ func (w *inWorker) batch(ms []netio.Message) {
 // datagram sorts one datagram: IKE goes up, ESP waits for the burst to fill.
 func (w *inWorker) datagram(m *netio.Message, d []byte) {
 	switch {
+	case w.ah != nil:
+		w.authentic(d)
 	case w.sock.Port == 0:
 		w.esp(m, d)
 	case !w.sock.Encap:
@@ -128,20 +135,27 @@ func (w *inWorker) esp(m *netio.Message, d []byte) {
 		w.counts.add(packet.WhyShort, 1)
 		return
 	}
+	if w.take(spi) {
+		w.jobs[w.n] = esp.OpenJob{Packet: d}
+		w.from[w.n] = m
+		w.n++
+	}
+}
+
+// take makes room in the burst for a packet of an SPI; false if there is no SA.
+func (w *inWorker) take(spi ipsec.SPI) bool {
 	in := w.in
 	if in == nil || in.SA().SPI != spi {
 		if in = w.lookup(spi); in == nil {
 			w.counts.add(packet.WhyNoSA, 1)
-			return
+			return false
 		}
 	}
 	if in != w.in || w.n == burst {
 		w.open()
 		w.in = in
 	}
-	w.jobs[w.n] = esp.OpenJob{Packet: d}
-	w.from[w.n] = m
-	w.n++
+	return true
 }
 
 // lookup finds the inbound SA of an SPI, from this worker's memory if it can.
@@ -152,7 +166,7 @@ func (w *inWorker) lookup(spi ipsec.SPI) *inSA {
 		return slot.in
 	}
 	w.e.inMu.RLock()
-	in := w.e.ins[spi]
+	in := w.e.ins[inKey{w.protocol(), spi}]
 	w.e.inMu.RUnlock()
 	if in != nil {
 		*slot = spiSlot{spi, stamp, in}
@@ -160,9 +174,20 @@ func (w *inWorker) lookup(spi ipsec.SPI) *inSA {
 	return in
 }
 
+func (w *inWorker) protocol() ipsec.Protocol {
+	if w.ah != nil {
+		return ipsec.ProtocolAH
+	}
+	return ipsec.ProtocolESP
+}
+
 // open opens the gathered burst and hands on what is good.
 func (w *inWorker) open() {
 	if w.n == 0 {
+		return
+	}
+	if w.ah != nil {
+		w.openAH()
 		return
 	}
 	in, jobs := w.in, w.jobs[:w.n]
@@ -187,17 +212,19 @@ func (w *inWorker) open() {
 // inner checks an opened packet against its SA and delivers it.
 func (w *inWorker) inner(in *inSA, i int) packet.Why {
 	j, m := &w.jobs[i], w.from[i]
-	var p arrival
-	if in.SA().Mode == ipsec.ModeTunnel {
-		p.head = j.Payload
-		p.trusted = false
-	} else {
+	p := arrival{head: j.Payload}
+	if in.SA().Mode != ipsec.ModeTunnel {
 		var why packet.Why
 		if p, why = w.rebuild(in, i); why != packet.WhyOK {
 			return why
 		}
 	}
-	var why packet.Why
+	return w.deliver(in, &p, m.TOS)
+}
+
+// deliver checks a packet against its SA and gives it to the TUN. tos is that of
+// the outer header.
+func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 	if p.h, why = packet.Parse(p.head); why != packet.WhyOK {
 		return why
 	}
@@ -209,7 +236,7 @@ func (w *inWorker) inner(in *inSA, i int) packet.Why {
 		return why
 	}
 	if in.SA().Mode == ipsec.ModeTunnel {
-		if why := packet.DecapECN(p.head, m.TOS); why != packet.WhyOK {
+		if why := packet.DecapECN(p.head, tos); why != packet.WhyOK {
 			return why
 		}
 		// From the peer itself: the ICV covers it from end to end, which is
@@ -219,7 +246,7 @@ func (w *inWorker) inner(in *inSA, i int) packet.Why {
 	} else if why := p.finish(in.partly); why != packet.WhyOK {
 		return why
 	}
-	w.gro.add(&p, &k)
+	w.gro.add(p, &k)
 	return packet.WhyOK
 }
 

@@ -18,7 +18,7 @@ func TestASilentUDPPathIsKeptAlive(t *testing.T) {
 		aNet, bNet := single(a.addr), single(b.addr)
 		a.policy(t, ipsec.ModeTransport, aNet, bNet)
 		b.policy(t, ipsec.ModeTransport, bNet, aNet)
-		join(t, saSpec{ipsec.ModeTransport, encap, "aes128gcm16"}, a, b, aNet, bNet)
+		join(t, saSpec{mode: ipsec.ModeTransport, encap: encap, suite: "aes128gcm16"}, a, b, aNet, bNet)
 		start := time.Now()
 		want := uint64(0)
 		for _, at := range []int{6, 19, 26, 30, 47} { // due after 20 s, looked at every 5

@@ -209,6 +209,10 @@ func (w *outWorker) acquire(s *state, r *route, b []byte, h *packet.Header, o ne
 
 // protect seals a packet or the segments of a train.
 func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Offload) {
+	if o.ahSealers != nil {
+		w.authenticate(o, b, h, off)
+		return
+	}
 	p := o.path.Load()
 	s := o.sealers[w.id]
 	t, why := newTrain(b, h, off, w.head[:])

@@ -3,10 +3,12 @@ package engine
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/dataplane/ah"
 	"github.com/testudo-ipsec/testudo/dataplane/backend"
 	"github.com/testudo-ipsec/testudo/dataplane/esp"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
@@ -18,10 +20,23 @@ import (
 // outSA is an outbound SA as the packet path uses it.
 type outSA struct {
 	*sad.Outbound
-	sel     spd.Selectors
-	sealers []*esp.Sealer // by worker: a sealer is for one goroutine
-	path    atomic.Pointer[path]
-	lease   ipsec.Lease // the last one granted; guarded by Engine.mu
+	sel spd.Selectors
+	// By worker: a sealer is for one goroutine. An SA has those of its protocol.
+	sealers   []*esp.Sealer
+	ahSealers []*ah.Sealer
+	path      atomic.Pointer[path]
+	lease     ipsec.Lease // the last one granted; guarded by Engine.mu
+}
+
+func (o *outSA) addSealer() error {
+	if o.SA().Protocol == ipsec.ProtocolAH {
+		s, err := o.NewAHSealer()
+		o.ahSealers = append(o.ahSealers, s)
+		return err
+	}
+	s, err := o.NewSealer()
+	o.sealers = append(o.sealers, s)
+	return err
 }
 
 // path is where an SA sends to. It is replaced whole when a peer moves.
@@ -30,6 +45,7 @@ type path struct {
 	local  netip.AddrPort
 	remote netip.AddrPort
 	encap  *ipsec.UDPEncap
+	outer  packet.Outer // AH in tunnel mode only: the kernel writes ESP's
 
 	// What ICMP said of this path, and when (Unix nanoseconds). 0: nothing.
 	mtu   atomic.Int32
@@ -80,26 +96,48 @@ func (o *outSA) innerMTU(p *path, s *esp.Sealer, mode ipsec.Mode, now int64) int
 // newPath finds the socket for an SA's addresses.
 func (e *Engine) newPath(sa *ipsec.SA) (*path, error) {
 	var lport, rport uint16
+	isAH := sa.Protocol == ipsec.ProtocolAH
+	if isAH && sa.Encap != nil {
+		return nil, fmt.Errorf("%w: AH cannot travel in UDP (RFC 3948 has no such encapsulation); want esp", backend.ErrNotUsable)
+	}
+	if sa.Protocol != ipsec.ProtocolESP && !isAH {
+		return nil, fmt.Errorf("%w: this backend carries esp and ah, got %s", backend.ErrNotUsable, sa.Protocol)
+	}
 	if sa.Encap != nil {
 		if lport, rport = sa.Encap.LocalPort, sa.Encap.RemotePort; lport == 0 || rport == 0 {
 			return nil, fmt.Errorf("%w: UDP encapsulation from port %d to %d; want both ports", backend.ErrNotUsable, lport, rport)
 		}
 	}
-	s := e.socket(sa.Local.Is6(), lport)
+	s := e.socket(sa.Local.Is6(), lport, isAH)
 	if s < 0 || sa.Encap != nil && !e.cfg.Sockets[s].Encap {
-		how := "raw ESP"
+		how := "raw " + strings.ToUpper(sa.Protocol.String())
 		if sa.Encap != nil {
 			how = fmt.Sprintf("ESP in UDP from port %d", lport)
 		}
 		return nil, fmt.Errorf("%w: there is no socket for %s from %s", backend.ErrNotUsable, how, sa.Local)
 	}
-	return &path{
+	p := &path{
 		socket: s,
 		local:  netip.AddrPortFrom(sa.Local, lport),
 		remote: netip.AddrPortFrom(sa.Remote, rport),
 		encap:  sa.Encap,
-	}, nil
+	}
+	if isAH {
+		var err error
+		if p.outer, err = packet.NewOuter(packet.OuterConfig{Local: sa.Local, Remote: sa.Remote, Protocol: packet.ProtoAH}); err != nil {
+			return nil, fmt.Errorf("%w: %w", backend.ErrNotUsable, err)
+		}
+	}
+	return p, nil
 }
+
+// inKey names an inbound SA: ESP and AH have numbers of their own (RFC 4301 §4.1).
+type inKey struct {
+	protocol ipsec.Protocol
+	spi      ipsec.SPI
+}
+
+func keyOf(sa *ipsec.SA) inKey { return inKey{sa.Protocol, sa.SPI} }
 
 // inSA is an inbound SA as the packet path uses it.
 type inSA struct {

@@ -1,6 +1,6 @@
 // Package netio moves packets between the kernel and the engine in batches: a
-// TUN device on one side, UDP and raw ESP sockets on the other. It knows
-// nothing of IPsec.
+// TUN device on one side, UDP, raw ESP and raw AH sockets on the other. It
+// knows nothing of IPsec.
 //
 // A train is many packets of one flow in one buffer, as the kernel's
 // segmentation offloads hand them over: on the TUN a TCP or UDP packet of up
@@ -42,8 +42,9 @@ type TunWriter interface {
 	Write(o Offload, parts [][]byte) error
 }
 
-// Message is one datagram or a train of them. For a raw socket the payload
-// starts after the IP header.
+// Message is one datagram or a train of them. For a raw ESP socket the payload
+// starts after the IP header. For a raw AH socket it starts with the IP header,
+// which AH protects.
 type Message struct {
 	Data    []byte
 	Segment int // length of each datagram but the last; 0: a single one

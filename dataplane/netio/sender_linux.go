@@ -86,6 +86,10 @@ func (t *SocketSender) Send(ms []Message) (int, error) {
 			var again int
 			if again, err = t.flush(1); err == nil {
 				ok += again
+			} else if t.errno == unix.EMSGSIZE && t.s.cfg.AH && !t.s.cfg.IPv6 {
+				if err = t.fragment(m); err == nil {
+					ok++
+				}
 			}
 		}
 		if err != nil && first == nil {
@@ -130,9 +134,9 @@ func (t *SocketSender) fill(i int, m *Message) {
 		h.Namelen = unix.SizeofSockaddrInet6
 	}
 	t.iovs[i] = unix.Iovec{}
-	if len(m.Data) > 0 {
-		t.iovs[i].Base = &m.Data[0]
-		t.iovs[i].SetLen(len(m.Data))
+	if data := m.Data[min(len(m.Data), t.s.cfg.headRoom()):]; len(data) > 0 {
+		t.iovs[i].Base = &data[0]
+		t.iovs[i].SetLen(len(data))
 	}
 	h.Iov = &t.iovs[i]
 	h.SetIovlen(1)
@@ -160,7 +164,7 @@ func (t *SocketSender) fill(i int, m *Message) {
 // port is 0 for a raw socket, which refuses any other (RFC 3493 leaves it open;
 // Linux checks it against the protocol).
 func (t *SocketSender) port(to netip.AddrPort) uint16 {
-	if t.s.cfg.Raw || t.s.cfg.Whole {
+	if !t.s.cfg.port() {
 		return 0
 	}
 	return to.Port()

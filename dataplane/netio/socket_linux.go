@@ -17,6 +17,7 @@ type SocketConfig struct {
 	IPv6 bool
 	Port uint16 // UDP port; ignored for a raw socket
 	Raw  bool   // IP protocol 50 instead of UDP
+	AH   bool   // IP protocol 51, with IP header: see header_linux.go
 
 	// Whole is a socket that sends packets with the IP header they have, and
 	// receives nothing.
@@ -78,6 +79,8 @@ func OpenSocket(cfg SocketConfig) (*Socket, SocketFeatures, error) {
 	switch {
 	case cfg.Raw:
 		kind, proto = unix.SOCK_RAW, unix.IPPROTO_ESP
+	case cfg.AH:
+		kind, proto = unix.SOCK_RAW, unix.IPPROTO_AH
 	case cfg.Whole:
 		kind, proto = unix.SOCK_RAW, unix.IPPROTO_RAW // implies IP_HDRINCL
 	}
@@ -107,6 +110,8 @@ func (c SocketConfig) String() string {
 	switch {
 	case c.Raw:
 		return fmt.Sprintf("raw ESP socket over IPv%d", v)
+	case c.AH:
+		return fmt.Sprintf("raw AH socket over IPv%d", v)
 	case c.Whole:
 		return fmt.Sprintf("socket for whole IPv%d packets", v)
 	}
@@ -135,7 +140,10 @@ func (s *Socket) setUp(fd int) error {
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_WANT},
 		}
 	}
-	if s.cfg.IPv6 && !s.cfg.Raw {
+	if s.cfg.AH && !s.cfg.IPv6 {
+		opts = append(opts, opt{"IP_HDRINCL", unix.IPPROTO_IP, unix.IP_HDRINCL, 1})
+	}
+	if s.cfg.IPv6 && s.cfg.port() {
 		opts = append(opts, opt{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1})
 	}
 	if s.cfg.Whole {
@@ -158,7 +166,7 @@ func (s *Socket) setUp(fd int) error {
 			}
 		}
 	}
-	if s.cfg.Raw || s.cfg.Whole {
+	if !s.cfg.port() {
 		return nil
 	}
 	s.features.GSO = probe(fd, unix.UDP_SEGMENT)
@@ -185,8 +193,9 @@ func (s *Socket) Recv(ms []Message) (int, error) {
 		if s.cfg.Raw && !s.cfg.IPv6 {
 			iov = append(iov, unix.Iovec{Base: &s.heads[i][0], Len: ipv4Header})
 		}
-		iov = append(iov, unix.Iovec{Base: &ms[i].Data[0]})
-		iov[len(iov)-1].SetLen(len(ms[i].Data))
+		room := ms[i].Data[s.cfg.headRoom():]
+		iov = append(iov, unix.Iovec{Base: &room[0]})
+		iov[len(iov)-1].SetLen(len(room))
 		h := &s.hdrs[i].hdr
 		h.Name = (*byte)(unsafe.Pointer(&s.names[i]))
 		h.Namelen = uint32(unsafe.Sizeof(s.names[i]))
@@ -237,7 +246,7 @@ func (s *Socket) take(m *Message, i int) bool {
 		}
 		head = ipv4Header
 	}
-	m.Data = m.Data[:int(h.len)-head]
+	m.Data = m.Data[:int(h.len)-head+s.cfg.headRoom()]
 	m.Segment, m.TOS = 0, 0
 	m.Local = netip.AddrPortFrom(netip.Addr{}, s.port())
 	if s.cfg.IPv6 {
@@ -248,6 +257,10 @@ func (s *Socket) take(m *Message, i int) bool {
 		m.Remote = netip.AddrPortFrom(netip.AddrFrom4(a.Addr), ntohs(a.Port))
 	}
 	readControl(s.ctl[i][:min(int(h.hdr.Controllen), controlRoom)], m)
+	if s.cfg.AH {
+		m.Remote = netip.AddrPortFrom(m.Remote.Addr(), 0)
+		return s.putHeader(m)
+	}
 	if s.cfg.Raw {
 		m.Remote = netip.AddrPortFrom(m.Remote.Addr(), 0)
 		if !s.cfg.IPv6 {
@@ -268,11 +281,14 @@ func (s *Socket) take(m *Message, i int) bool {
 }
 
 func (s *Socket) port() uint16 {
-	if s.cfg.Raw || s.cfg.Whole {
+	if !s.cfg.port() {
 		return 0
 	}
 	return s.cfg.Port
 }
+
+// port reports a socket that has one.
+func (c SocketConfig) port() bool { return !c.Raw && !c.AH && !c.Whole }
 
 func (s *Socket) recvmmsg(fd uintptr) bool {
 	for {

@@ -51,14 +51,22 @@ type saSpec struct {
 }
 
 func (s saSpec) sa() (*ipsec.SA, error) {
-	p, err := ipsec.ParseProposal(ipsec.ProtocolESP, s.Suite)
+	suite := ipsec.Suite{Protocol: ipsec.ProtocolESP, ESN: true}
+	if !strings.HasPrefix(s.Suite, "aes") && !strings.HasPrefix(s.Suite, "chacha") { // integrity only
+		suite.Protocol = ipsec.ProtocolAH
+	}
+	p, err := ipsec.ParseProposal(suite.Protocol, s.Suite)
 	if err != nil {
 		return nil, err
 	}
-	suite := ipsec.Suite{Protocol: ipsec.ProtocolESP, Encr: p.OfType(ipsec.TransformENCR)[0], ESN: true}
-	a, _ := ipsec.LookupAlgorithm(suite.Encr)
+	var a ipsec.Algorithm
+	if e := p.OfType(ipsec.TransformENCR); len(e) > 0 {
+		suite.Encr = e[0]
+		known, _ := ipsec.LookupAlgorithm(suite.Encr)
+		a = *known
+	}
 	sa := &ipsec.SA{
-		ID: s.ID, Direction: s.Direction, Protocol: ipsec.ProtocolESP, SPI: s.SPI, Mode: s.Mode,
+		ID: s.ID, Direction: s.Direction, Protocol: suite.Protocol, SPI: s.SPI, Mode: s.Mode,
 		Local: s.Local, Remote: s.Remote, Suite: suite,
 		EncrKey:      ipsec.NewSecret(bytes.Repeat([]byte{byte(s.SPI)}, a.KeyLen+a.SaltLen)),
 		Selectors:    []ipsec.Selector{s.Selector},
@@ -67,7 +75,7 @@ func (s saSpec) sa() (*ipsec.SA, error) {
 	if i := p.OfType(ipsec.TransformINTEG); len(i) > 0 {
 		suite.Integ = i[0]
 		g, _ := ipsec.LookupAlgorithm(i[0])
-		sa.Suite, sa.IntegKey = suite, ipsec.NewSecret(bytes.Repeat([]byte{byte(s.SPI)}, g.KeyLen))
+		sa.Suite, sa.IntegKey = suite, ipsec.NewSecret(bytes.Repeat([]byte{byte(s.SPI)}, g.KeyLen+g.SaltLen))
 	}
 	if s.Direction == ipsec.Outbound {
 		sa.Lease = ipsec.Lease{First: 1, Last: 1 << 40}
@@ -251,9 +259,7 @@ func childSniff() error {
 }
 
 func frameKind(b []byte) string {
-	if bytes.Contains(b, []byte(marker)) {
-		return "cleartext"
-	}
+	inClear := bytes.Contains(b, []byte(marker))
 	proto, up := -1, 0
 	switch eth := int(b[12])<<8 | int(b[13]); {
 	case eth == 0x0806:
@@ -270,6 +276,10 @@ func frameKind(b []byte) string {
 		}
 	}
 	switch {
+	case proto == unix.IPPROTO_AH: // authenticates and does not hide
+		return "ah"
+	case inClear:
+		return "cleartext"
 	case proto == 50:
 		return "esp"
 	case proto == 17 && len(b) >= up+4 && b[up+2] == 4500>>8 && b[up+3] == 4500&255:

@@ -78,7 +78,7 @@ func innerMTU(p *ipsec.NodePolicy, underlay int) int {
 const minInner = 1280
 
 // suiteRoom is how much payload the worst choice within a proposal leaves of
-// room octets for an ESP packet (RFC 4303 §2).
+// room octets for an ESP packet (RFC 4303 §2) or for what AH protects (RFC 4302 §2).
 func suiteRoom(p ipsec.Proposal, room int) int {
 	iv, block, icv := 0, 4, 0
 	for _, t := range p.Transforms {
@@ -90,6 +90,9 @@ func suiteRoom(p ipsec.Proposal, room int) int {
 		if a.Type == ipsec.TransformENCR || a.Type == ipsec.TransformINTEG {
 			icv = max(icv, a.ICVLen)
 		}
+	}
+	if p.Protocol == ipsec.ProtocolAH {
+		return room - (12+iv+icv+7)/8*8 // its header is a multiple of 8 octets over IPv6
 	}
 	return (room-8-iv-icv)/block*block - 2
 }

@@ -131,7 +131,7 @@ func leftover(c *Config) (bool, error) {
 	return false, nil
 }
 
-// openSockets opens IKE, ESP in UDP and raw ESP for each family, and the
+// openSockets opens IKE, ESP in UDP, raw ESP and AH for each family, and the
 // sockets for packets that fall back to clear.
 func (b *Backend) openSockets() (out []engine.Socket, clear [2]*netio.Socket, features []netio.SocketFeatures, err error) {
 	undo := func(err error) ([]engine.Socket, [2]*netio.Socket, []netio.SocketFeatures, error) {
@@ -139,10 +139,10 @@ func (b *Backend) openSockets() (out []engine.Socket, clear [2]*netio.Socket, fe
 	}
 	for i, f := range usableFamilies() {
 		v6 := f == unix.AF_INET6
-		for _, s := range []engine.Socket{{Port: b.cfg.IKEPort}, {Port: b.cfg.NATTPort, Encap: true}, {}} {
+		for _, s := range []engine.Socket{{Port: b.cfg.IKEPort}, {Port: b.cfg.NATTPort, Encap: true}, {}, {AH: true}} {
 			s.IPv6 = v6
 			conn, have, err := netio.OpenSocket(netio.SocketConfig{
-				IPv6: v6, Port: s.Port, Raw: s.Port == 0, Mark: b.cfg.OwnMark, PathMTU: b.pathMTU,
+				IPv6: v6, Port: s.Port, Raw: s.Port == 0 && !s.AH, AH: s.AH, Mark: b.cfg.OwnMark, PathMTU: b.pathMTU,
 			})
 			if err != nil {
 				return undo(err)
