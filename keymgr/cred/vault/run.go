@@ -18,13 +18,13 @@ const (
 // it revokes the token, if it came from a login of ours. Without Run, tokens
 // are replaced when they stop working.
 func (v *Vault) Run(ctx context.Context) {
+	defer v.revoke()
 	var pause time.Duration
 	for ctx.Err() == nil {
 		s, err := v.current(ctx)
 		if err == nil {
 			v.watch(ctx, s)
 			if ctx.Err() != nil {
-				v.revoke(s)
 				return
 			}
 			if v.conf.Now().Sub(s.born) > runPauseMax {
@@ -77,9 +77,20 @@ func (v *Vault) watch(ctx context.Context, s *session) {
 	}
 }
 
-// revoke gives the token back. ctx has ended: the deadline is our own.
-func (v *Vault) revoke(s *session) {
-	if !v.conf.Auth.ours() {
+// revoke gives the token in force back, and that of a login which was under way
+// when ctx ended: nobody waits for it, and it would live to its TTL.
+func (v *Vault) revoke() {
+	v.mu.Lock()
+	l := v.login
+	v.mu.Unlock()
+	if l != nil {
+		<-l.done // its deadline is its own
+	}
+	v.mu.Lock()
+	s := v.session
+	v.session = nil
+	v.mu.Unlock()
+	if s == nil || !v.conf.Auth.ours() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), v.conf.Timeout)
@@ -90,11 +101,6 @@ func (v *Vault) revoke(s *session) {
 	if err != nil {
 		v.conf.Log.Info("the Vault token could not be revoked; it ends by its TTL", "err", describe(err, s.client.Token()))
 	}
-	v.mu.Lock()
-	if v.session == s {
-		v.session = nil
-	}
-	v.mu.Unlock()
 }
 
 // sleep reports false when ctx ended first.
