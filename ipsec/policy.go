@@ -62,9 +62,10 @@ type Template struct {
 	PFS           uint16     // key exchange of CREATE_CHILD_SA; KENone for none
 	Lifetime      Lifetime
 	ReplayWindow  uint32
-	ForceEncap    bool // UDP encapsulation even without a NAT
-	AcceptClear   bool // inbound clear packets pass
-	FallbackClear bool // outbound packets go in clear when the peer never answers IKE
+	ForceEncap    bool   // UDP encapsulation even without a NAT
+	AcceptClear   bool   // inbound clear packets pass
+	FallbackClear bool   // outbound packets go in clear when the peer never answers IKE
+	Resources     uint32 // CHILD SAs beside the first, one for each of so many queues (RFC 9611)
 }
 
 // AuthMethod is one way to authenticate, tried in order.

@@ -126,6 +126,10 @@ type SA struct {
 	Rule  string // the policy rule it serves
 	Peer  string // the peer profile it was negotiated with
 	Child uint64 // the CHILD SA it belongs to: an inbound and an outbound SA share it
+
+	// Resource says who sends on an outbound SA (RFC 9611): 0 is the fallback SA,
+	// which any queue may use; n is for queue n-1. Inbound it says nothing.
+	Resource uint32
 }
 
 // SACounters is what a worker reports of an SA.

@@ -47,6 +47,7 @@ func RuleVersion(r *ipsec.Rule) string {
 		d.flag(t.ForceEncap)
 		d.flag(t.AcceptClear)
 		d.flag(t.FallbackClear)
+		d.number(uint64(t.Resources))
 	}
 	return d.sum()
 }

@@ -122,6 +122,7 @@ var someSA = rapid.Custom(func(t *rapid.T) *ipsec.SA {
 		ReplayWindow: rapid.Uint32().Draw(t, "window"), ReplayFloor: n64.Draw(t, "floor"),
 		Lease: ipsec.Lease{First: n64.Draw(t, "first"), Last: n64.Draw(t, "last")}, Lifetime: lifetime.Draw(t, "lifetime"),
 		Rule: word.Draw(t, "rule"), Peer: word.Draw(t, "peer"), Child: n64.Draw(t, "child"),
+		Resource: rapid.Uint32().Draw(t, "resource"),
 	}
 	if rapid.Bool().Draw(t, "encap") {
 		sa.Encap = &ipsec.UDPEncap{LocalPort: rapid.Uint16().Draw(t, "lp"), RemotePort: rapid.Uint16().Draw(t, "rp")}
@@ -147,6 +148,7 @@ var someRule = rapid.Custom(func(t *rapid.T) *ipsec.Rule {
 		Proposals: proposals(t, rapid.SampledFrom([]ipsec.Protocol{ipsec.ProtocolESP, ipsec.ProtocolAH}).Draw(t, "protocol")),
 		PFS:       rapid.Uint16().Draw(t, "pfs"), Lifetime: lifetime.Draw(t, "lifetime"), ReplayWindow: rapid.Uint32().Draw(t, "window"),
 		ForceEncap: rapid.Bool().Draw(t, "encap"), AcceptClear: rapid.Bool().Draw(t, "accept"), FallbackClear: rapid.Bool().Draw(t, "fallback"),
+		Resources: rapid.Uint32().Draw(t, "resources"),
 	}
 	return r
 })
@@ -284,11 +286,11 @@ func TestNoFieldIsForgotten(t *testing.T) {
 		ID: 1, Direction: ipsec.Outbound, Protocol: ipsec.ProtocolESP, SPI: 0x1000, Mode: ipsec.ModeTransport, Local: a, Remote: b,
 		Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4501}, Suite: ipsec.Suite{Protocol: 50, Encr: tr(1), Integ: tr(2), PRF: tr(3), KE: tr(4), ESN: true},
 		EncrKey: ipsec.NewSecret([]byte("encr")), IntegKey: ipsec.NewSecret([]byte("integ")), Selectors: []ipsec.Selector{sel},
-		ReplayWindow: 1024, ReplayFloor: 9, Lease: ipsec.Lease{First: 7, Last: 8}, Lifetime: life, Rule: "r", Peer: "p", Child: 10,
+		ReplayWindow: 1024, ReplayFloor: 9, Lease: ipsec.Lease{First: 7, Last: 8}, Lifetime: life, Rule: "r", Peer: "p", Child: 10, Resource: 11,
 	}
 	rule := &ipsec.Rule{
 		Name: "n", Policy: "p", Weight: 1, Direction: ipsec.Both, Selector: sel, Action: ipsec.ActionSecure, Peer: "peer",
-		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true},
+		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true, Resources: 3},
 	}
 	peer := &ipsec.Peer{
 		Name: "n", Local: []netip.Addr{a}, Remote: []netip.Addr{b}, LocalID: id, RemoteID: id, Auth: []ipsec.AuthMethod{{PSK: "file:x"}},

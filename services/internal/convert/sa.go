@@ -30,6 +30,7 @@ func ToSA(sa *ipsec.SA) *ipsecv1.SecurityAssociation {
 		Rule:         sa.Rule,
 		Peer:         sa.Peer,
 		Child:        sa.Child,
+		Resource:     sa.Resource,
 	}
 	if sa.Encap != nil {
 		m.Encap = &ipsecv1.UdpEncap{LocalPort: uint32(sa.Encap.LocalPort), RemotePort: uint32(sa.Encap.RemotePort)}
@@ -56,6 +57,7 @@ func FromSA(m *ipsecv1.SecurityAssociation) (*ipsec.SA, error) {
 		Rule:         m.GetRule(),
 		Peer:         m.GetPeer(),
 		Child:        m.GetChild(),
+		Resource:     m.GetResource(),
 	}
 	m.EncrKey, m.IntegKey = nil, nil
 	fail := func(err error) (*ipsec.SA, error) {

@@ -902,7 +902,10 @@ type SecurityAssociation struct {
 	// Name of the peer profile it was negotiated with.
 	Peer string `protobuf:"bytes,18,opt,name=peer,proto3" json:"peer,omitempty"`
 	// Number of the CHILD SA; its two simplex SAs share it.
-	Child         uint64 `protobuf:"varint,19,opt,name=child,proto3" json:"child,omitempty"`
+	Child uint64 `protobuf:"varint,19,opt,name=child,proto3" json:"child,omitempty"`
+	// Outbound: 0 for an SA that any queue may use, n for one of queue n-1 alone
+	// (RFC 9611).
+	Resource      uint32 `protobuf:"varint,20,opt,name=resource,proto3" json:"resource,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1070,6 +1073,13 @@ func (x *SecurityAssociation) GetChild() uint64 {
 	return 0
 }
 
+func (x *SecurityAssociation) GetResource() uint32 {
+	if x != nil {
+		return x.Resource
+	}
+	return 0
+}
+
 // What a worker reports of an SA.
 type SaCounters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1215,7 +1225,7 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\n" +
 	"local_port\x18\x01 \x01(\rR\tlocalPort\x12\x1f\n" +
 	"\vremote_port\x18\x02 \x01(\rR\n" +
-	"remotePort\"\xb2\x05\n" +
+	"remotePort\"\xce\x05\n" +
 	"\x13SecurityAssociation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x129\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x1b.testudo.ipsec.v1.DirectionR\tdirection\x12\x1a\n" +
@@ -1236,7 +1246,8 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\blifetime\x18\x10 \x01(\v2\x1a.testudo.ipsec.v1.LifetimeR\blifetime\x12\x12\n" +
 	"\x04rule\x18\x11 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04peer\x18\x12 \x01(\tR\x04peer\x12\x14\n" +
-	"\x05child\x18\x13 \x01(\x04R\x05child\"\xa6\x01\n" +
+	"\x05child\x18\x13 \x01(\x04R\x05child\x12\x1a\n" +
+	"\bresource\x18\x14 \x01(\rR\bresource\"\xa6\x01\n" +
 	"\n" +
 	"SaCounters\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +

@@ -828,6 +828,8 @@ type Template struct {
 	AcceptClear bool `protobuf:"varint,7,opt,name=accept_clear,json=acceptClear,proto3" json:"accept_clear,omitempty"`
 	// Outbound packets go in clear when the peer never answers IKE.
 	FallbackClear bool `protobuf:"varint,8,opt,name=fallback_clear,json=fallbackClear,proto3" json:"fallback_clear,omitempty"`
+	// CHILD SAs beside the first, one for each of so many queues (RFC 9611).
+	Resources     uint32 `protobuf:"varint,9,opt,name=resources,proto3" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -916,6 +918,13 @@ func (x *Template) GetFallbackClear() bool {
 		return x.FallbackClear
 	}
 	return false
+}
+
+func (x *Template) GetResources() uint32 {
+	if x != nil {
+		return x.Resources
+	}
+	return 0
 }
 
 // How to reach and authenticate one IKE peer.
@@ -1201,7 +1210,7 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\bselector\x18\x05 \x01(\v2\x1a.testudo.ipsec.v1.SelectorR\bselector\x120\n" +
 	"\x06action\x18\x06 \x01(\x0e2\x18.testudo.ipsec.v1.ActionR\x06action\x127\n" +
 	"\btemplate\x18\a \x01(\v2\x1b.testudo.policy.v1.TemplateR\btemplate\x12\x12\n" +
-	"\x04peer\x18\b \x01(\tR\x04peer\"\xca\x02\n" +
+	"\x04peer\x18\b \x01(\tR\x04peer\"\xe8\x02\n" +
 	"\bTemplate\x12*\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x16.testudo.ipsec.v1.ModeR\x04mode\x128\n" +
 	"\tproposals\x18\x02 \x03(\v2\x1a.testudo.ipsec.v1.ProposalR\tproposals\x12\x10\n" +
@@ -1211,7 +1220,8 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\vforce_encap\x18\x06 \x01(\bR\n" +
 	"forceEncap\x12!\n" +
 	"\faccept_clear\x18\a \x01(\bR\vacceptClear\x12%\n" +
-	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\"\xac\x03\n" +
+	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\x12\x1c\n" +
+	"\tresources\x18\t \x01(\rR\tresources\"\xac\x03\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05local\x18\x02 \x03(\fR\x05local\x12\x16\n" +
