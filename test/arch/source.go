@@ -25,7 +25,7 @@ func walk(root string, f func(path string) error) error {
 			return err
 		case d.IsDir() && slices.Contains(skipped, d.Name()):
 			return filepath.SkipDir
-		case !d.Type().IsRegular():
+		case !d.Type().IsRegular(), d.Name() == ".git": // a file, in a linked worktree
 			return nil
 		}
 		rel, err := filepath.Rel(root, path)
