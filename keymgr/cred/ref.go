@@ -53,9 +53,6 @@ func ParseRef(ref string) (Ref, error) {
 	if scheme == SchemeFile && hasField {
 		return Ref{}, Errorf(Invalid, ref, "a file has no fields: drop %q", "#"+field)
 	}
-	if scheme == SchemeVault && !strings.Contains(path, "/") {
-		return Ref{}, Errorf(Invalid, ref, "want vault:MOUNT/PATH, for example vault:secret/testudo/psk/web-db")
-	}
 	return Ref{Scheme: scheme, Path: path, Field: field}, nil
 }
 

@@ -54,7 +54,10 @@ func locate(ref string) (location, error) {
 	if r.Scheme != cred.SchemeVault {
 		return location{}, cred.Errorf(cred.Invalid, ref, "this store serves vault: references only")
 	}
-	mount, path, _ := strings.Cut(r.Path, "/")
+	mount, path, ok := strings.Cut(r.Path, "/")
+	if !ok {
+		return location{}, cred.Errorf(cred.Invalid, ref, "want vault:MOUNT/PATH, for example vault:secret/testudo/psk/web-db")
+	}
 	return location{ref, mount, path, or(r.Field, cred.DefaultField)}, nil
 }
 
