@@ -51,8 +51,8 @@ type Payload interface {
 	String() string
 }
 
-// Opaque is a payload that is carried, not read: CERT, CERTREQ, CP, EAP, and
-// what has no meaning here and is not critical.
+// Opaque is a payload that is carried, not read: CP, EAP, and what has no
+// meaning here and is not critical.
 type Opaque struct {
 	PayloadType PayloadType
 	Body        []byte
@@ -187,6 +187,10 @@ func parsePayload(t PayloadType, body []byte) (Payload, error) {
 		p = parseKE(r)
 	case TypeIDi, TypeIDr:
 		p = parseID(t, r)
+	case TypeCERT:
+		p = parseCert(r)
+	case TypeCERTREQ:
+		p = parseCertReq(r)
 	case TypeAUTH:
 		p = parseAuth(r)
 	case TypeNonce:

@@ -74,11 +74,16 @@ type AuthMethod uint8
 const (
 	AuthRSA       AuthMethod = 1
 	AuthSharedKey AuthMethod = 2
+	AuthECDSA256  AuthMethod = 9 // RFC 4754
+	AuthECDSA384  AuthMethod = 10
+	AuthECDSA521  AuthMethod = 11
+	AuthNull      AuthMethod = 13 // RFC 7619
 	AuthSignature AuthMethod = 14 // RFC 7427
 )
 
 var authNames = map[AuthMethod]string{
-	AuthRSA: "rsa", AuthSharedKey: "psk", 3: "dss", 9: "ecdsa-256", 10: "ecdsa-384", 11: "ecdsa-521", 13: "null", AuthSignature: "signature",
+	AuthRSA: "rsa", AuthSharedKey: "psk", 3: "dss", AuthECDSA256: "ecdsa-256", AuthECDSA384: "ecdsa-384",
+	AuthECDSA521: "ecdsa-521", AuthNull: "null", AuthSignature: "signature",
 }
 
 func (m AuthMethod) String() string {

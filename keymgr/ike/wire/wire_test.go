@@ -39,7 +39,10 @@ func sample() []Payload {
 		&TS{PayloadType: TypeTSr, Selectors: []ipsec.TrafficSelector{
 			{First: netip.MustParseAddr("10.0.0.1"), Last: netip.MustParseAddr("10.0.0.1"), PortFirst: 65535, PortLast: 0},
 		}},
-		&Opaque{PayloadType: TypeCERT, Body: []byte{4, 1, 2, 3}},
+		&Cert{Encoding: CertX509Signature, Data: []byte{1, 2, 3}},
+		&CertReq{Encoding: CertX509Signature, Authorities: []Authority{{1}, {2}}},
+		&CertReq{Encoding: 7, Data: []byte{1}},
+		&Opaque{PayloadType: TypeCP, Body: []byte{4, 1, 2, 3}},
 		&Opaque{PayloadType: 49, Body: []byte{1}},
 		&Encrypted{PayloadType: TypeSKF, Inner: TypeIDi, Fragment: 2, Total: 3, Body: []byte("sealed")},
 	}
@@ -134,6 +137,10 @@ func TestMalformedMessagesAreRefusedByName(t *testing.T) {
 		{"no selectors", one(&TS{PayloadType: TypeTSi}), InvalidSyntax, "no traffic selectors"},
 		{"delete of protocol 9", one(&Delete{Protocol: 9}), InvalidSyntax, "protocol 9"},
 		{"fragment 0", one(&Encrypted{PayloadType: TypeSKF, Total: 1}), InvalidSyntax, "fragment 0 of 1"},
+		{"empty CERT", one(&Opaque{PayloadType: TypeCERT}), InvalidSyntax, "1 are needed"},
+		{"CERT too large", one(&Cert{Encoding: CertX509Signature, Data: make([]byte, MaxCertOctets+1)}), InvalidSyntax, "at most 32768"},
+		{"half an authority", one(&Opaque{PayloadType: TypeCERTREQ, Body: append([]byte{4}, make([]byte, 20+7)...)}), InvalidSyntax, "multiple of 20"},
+		{"too many authorities", one(&CertReq{Encoding: CertX509Signature, Authorities: make([]Authority, MaxAuthorities+1)}), InvalidSyntax, "at most 256"},
 		{"too many payloads", AppendMessage(nil, h, repeat(&VendorID{}, MaxPayloads+1)), InvalidSyntax, "more than 64 payloads"},
 		{"too many proposals", one(&SA{Proposals: make([]Proposal, MaxProposals+1)}), InvalidSyntax, "more than 64 proposals"},
 		{"too many transforms", one(&SA{Proposals: []Proposal{{Transforms: make([]Transform, MaxTransforms+1)}}}), InvalidSyntax, "129 transforms"},
