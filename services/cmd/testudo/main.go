@@ -82,7 +82,7 @@ daemons' own user are known by the kernel.
 	f.StringVar(&c.tls.Key, "key", env("TESTUDO_KEY", ""), "PEM file with the operator's private key")
 	f.StringVarP(&c.output, "output", "o", "table", "table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(c.policyCommand(), c.saCommand(), c.statusCommand(), c.explainCommand(), c.workerCommand(), c.suitesCommand(), pkiCommand(), demoCommand())
+	root.AddCommand(c.policyCommand(), c.saCommand(), c.statusCommand(), c.explainCommand(), c.workerCommand(), c.suitesCommand(), c.benchCommand(), pkiCommand(), demoCommand())
 	return root
 }
 
