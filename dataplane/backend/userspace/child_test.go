@@ -27,7 +27,7 @@ import (
 const roleVariable = "TESTUDO_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"worker": childWorker, "serve": childServe, "dial": childDial, "sniff": childSniff}
+	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "sniff": childSniff}
 	name := os.Getenv(roleVariable)
 	if name == "" {
 		os.Exit(m.Run())
@@ -84,6 +84,12 @@ func (s saSpec) sa() (*ipsec.SA, error) {
 		sa.Encap = &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500}
 	}
 	return sa, nil
+}
+
+// childSmall is childWorker with what an unprivileged socket may send by default.
+func childSmall() error {
+	sendRoom, answerRoom = 212992, 212992
+	return childWorker()
 }
 
 // childWorker runs a backend and obeys lines on standard input, each answered

@@ -25,70 +25,79 @@ var counterNames = []string{counterBlockedOut, counterBlockedIn, counterClearIn,
 // ruleset writes the table of one policy revision.
 //
 // The rules of a policy stand in chains of their own, which the base chains jump
-// to. New ones are filled first, a piece at a time, where nothing leads to them;
-// one last transaction turns the base chains over to them. So a revision comes
-// into force as a whole, however large it is, and a netlink message stays within
-// what an unprivileged socket may send.
+// to. All of a revision is one transaction where the host allows one as large as
+// that. Otherwise the new chains are filled first, a piece at a time, where nothing
+// leads to them, and the last piece turns the base chains over to them. Either way
+// a revision comes into force as a whole.
 type ruleset struct {
 	c       *Config
 	conn    *nftables.Conn
 	table   *nftables.Table
 	version string // suffix of the chains and maps of this revision
-	queued  int
 	err     error
+
+	octets, parts int // what a transaction may have
+	used, queued  int // what this one has, in octets at most and in parts
 }
 
-// perMessage is how many rules one netlink message holds at most.
-const perMessage = 100
+func newRuleset(c *Config) (*ruleset, error) {
+	r := &ruleset{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: c.nftTable()}}
+	return r, r.open()
+}
+
+func (r *ruleset) open() (err error) {
+	r.conn, r.octets, r.parts, err = openNft()
+	return err
+}
+
+// baseRoom bounds the base chains, and baseParts their rules.
+const (
+	baseRoom  = 160 << 10
+	baseParts = 128
+)
 
 // applyRuleset makes the table say what the policy says.
 func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
-	conn, err := nftables.New()
+	r, err := newRuleset(c)
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
-	r := &ruleset{c: c, conn: conn, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: c.nftTable()}}
-	conn.AddTable(r.table)
-	for _, n := range counterNames {
-		conn.AddObj(&nftables.CounterObj{Table: r.table, Name: n})
-	}
-	r.flush()
+	defer func() { _ = r.conn.CloseLasting() }()
 	old, err := r.others()
-	if err = errors.Join(r.err, err); err != nil {
+	if err != nil {
 		return fmt.Errorf("read nftables table %s: %w", c.nftTable(), err)
 	}
 	r.version = old.next
-	out, in := r.rules(p, outward), r.rules(p, inward)
-	r.flush()
-	if r.err == nil {
-		r.base(p, out, in, mtu)
-		r.flush()
+	r.part(func() { r.conn.AddTable(r.table) })
+	for _, n := range counterNames {
+		r.part(func() { r.conn.AddObj(&nftables.CounterObj{Table: r.table, Name: n}) })
 	}
-	if r.err == nil {
-		r.remove(old)
-		if r.err != nil {
-			// The new rules are in force; the next revision tries again.
-			c.Log.Warn("rules of an older policy cannot be removed from nftables", "table", c.nftTable(), "why", r.err)
-		}
+	out, in := r.rules(p, outward), r.rules(p, inward)
+	r.room(baseRoom, baseParts)
+	r.base(p, out, in, mtu)
+	n := len(old.sets) + 2*len(old.chains)
+	inForce := r.room(n*partSize, n)
+	r.remove(old)
+	r.flush()
+	switch {
+	case r.err == nil:
+		return nil
+	case inForce:
+		// The next revision tries again.
+		c.Log.Warn("rules of an older policy cannot be removed from nftables", "table", c.nftTable(), "why", r.err)
 		return nil
 	}
 	err = fmt.Errorf("write nftables table %s: %w", c.nftTable(), r.err)
 	// What was filled in vain leads nowhere; take it away again.
-	if r.conn, r.err = nftables.New(); r.err == nil {
+	_ = r.conn.CloseLasting() // answers to what was refused may be in it
+	if r.err = r.open(); r.err == nil {
 		rest, restErr := r.others()
 		rest.keep(old)
 		r.remove(rest)
+		r.flush()
 		err = errors.Join(err, restErr)
 	}
 	return errors.Join(err, r.err)
-}
-
-// flush sends what is queued. After an error nothing more is sent.
-func (r *ruleset) flush() {
-	r.queued = 0
-	if r.err == nil {
-		r.err = r.conn.Flush()
-	}
 }
 
 // base fills the base chains.
@@ -108,19 +117,11 @@ func (r *ruleset) base(p *ipsec.NodePolicy, out, in [2]*nftables.Chain, mtu int)
 	}
 	pass := nftables.ChainPolicyAccept
 	for _, h := range hooks {
-		c := r.conn.AddChain(&nftables.Chain{Name: h.name, Table: r.table, Type: h.kind, Hooknum: h.hook, Priority: h.prio, Policy: &pass})
-		r.conn.FlushChain(c)
+		c := &nftables.Chain{Name: h.name, Table: r.table, Type: h.kind, Hooknum: h.hook, Priority: h.prio, Policy: &pass}
+		r.part(func() { r.conn.AddChain(c) })
+		r.part(func() { r.conn.FlushChain(c) })
 		h.fill(c)
 	}
-}
-
-// add queues one rule. Rules of the base chains go in one message; they are few.
-func (r *ruleset) add(c *nftables.Chain, parts ...[]expr.Any) {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: all})
 }
 
 // output marks what this host sends and a secure rule covers.

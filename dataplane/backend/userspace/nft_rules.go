@@ -1,9 +1,7 @@
 package userspace
 
 import (
-	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,37 +40,43 @@ func (r *ruleset) rules(p *ipsec.NodePolicy, w way) [2]*nftables.Chain {
 // ruleChain writes a list of rules. A long one is dispatched by the remote
 // address to short ones, since a chain is walked rule by rule.
 func (r *ruleset) ruleChain(name string, list []*ipsec.Rule, w way, v4 bool) *nftables.Chain {
-	c := r.conn.AddChain(&nftables.Chain{Name: name, Table: r.table})
-	parts := partition(list)
-	if len(parts) < 2 {
+	c := r.newChain(name)
+	r.dispatch(c, name, list, w, v4)
+	return c
+}
+
+func (r *ruleset) newChain(name string) *nftables.Chain {
+	c := &nftables.Chain{Name: name, Table: r.table}
+	r.part(func() { r.conn.AddChain(c) })
+	return c
+}
+
+// dispatch writes a list of rules into a chain. Rules with wide remote ranges
+// stand in many lists; when that makes too many copies, the list is taken in halves,
+// one after the other.
+func (r *ruleset) dispatch(c *nftables.Chain, name string, list []*ipsec.Rule, w way, v4 bool) {
+	if len(list) <= shortChain {
 		for _, x := range list {
 			r.rule(c, x, w)
 		}
-		return c
+		return
 	}
-	set := &nftables.Set{Table: r.table, Name: name + "_map", IsMap: true, Interval: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict}
-	if !v4 {
-		set.KeyType = nftables.TypeIP6Addr
+	d, ok := dispatchOf(list)
+	if !ok {
+		half := len(list) / 2
+		r.dispatch(c, name+"a", list[:half], w, v4)
+		r.dispatch(c, name+"b", list[half:], w, v4)
+		return
 	}
-	var elements []nftables.SetElement
-	for i, p := range parts {
-		sub := r.conn.AddChain(&nftables.Chain{Name: name + "_" + strconv.Itoa(i), Table: r.table})
-		for _, x := range p.rules {
-			r.rule(sub, x, w)
-		}
-		elements = append(elements, nftables.SetElement{
-			Key: p.first.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: sub.Name},
-		})
-		if i+1 < len(parts) {
-			elements = append(elements, nftables.SetElement{Key: parts[i+1].first.AsSlice(), IntervalEnd: true})
+	chains := make([]string, len(d.lists))
+	for i, rules := range d.lists {
+		sub := r.newChain(name + "_" + strconv.Itoa(i))
+		chains[i] = sub.Name
+		for _, x := range rules {
+			r.rule(sub, anyRemote(x), w)
 		}
 	}
-	r.flush()
-	if err := r.conn.AddSet(set, elements); err != nil {
-		r.err = cmp.Or(r.err, fmt.Errorf("map %s: %w", set.Name, err))
-		return c
-	}
-	r.flush()
+	set := r.verdictMap(name+"_map", d.sections, chains, v4)
 	// The remote address is the destination of what goes out.
 	offset, size := uint32(12), uint32(4)
 	if w == outward {
@@ -88,20 +92,56 @@ func (r *ruleset) ruleChain(name string, list []*ipsec.Rule, w way, v4 bool) *nf
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
 		&expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: set.Name, SetID: set.ID},
 	})
-	return c
+}
+
+// perElements is how many elements are added at once: they have to fit an attribute
+// of 64 KiB.
+const perElements = 400
+
+// verdictMap makes the map from remote addresses to the chains of their rules.
+func (r *ruleset) verdictMap(name string, sections []section, chains []string, v4 bool) *nftables.Set {
+	set := &nftables.Set{Table: r.table, Name: name, IsMap: true, Interval: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict}
+	if !v4 {
+		set.KeyType = nftables.TypeIP6Addr
+	}
+	r.part(func() {
+		if err := r.conn.AddSet(set, nil); err != nil {
+			r.err = fmt.Errorf("map %s: %w", name, err)
+		}
+	})
+	var elements []nftables.SetElement
+	for _, s := range sections {
+		if s.rules < 0 {
+			continue
+		}
+		elements = append(elements, nftables.SetElement{
+			Key: s.first.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chains[s.rules]},
+		})
+		if after := s.last.Next(); after.IsValid() {
+			elements = append(elements, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
+		}
+	}
+	for some := range slices.Chunk(elements, perElements) {
+		r.queue(partSize*len(some), func() {
+			if err := r.conn.SetAddElements(set, some); err != nil {
+				r.err = fmt.Errorf("map %s: %w", name, err)
+			}
+		})
+	}
+	return set
 }
 
 // rule writes one rule.
 func (r *ruleset) rule(c *nftables.Chain, x *ipsec.Rule, w way) {
 	do, fragments := r.action(x, w)
 	for _, m := range matches(x.Selector, w) {
-		r.piece(func() { r.add(c, m, do) })
+		r.add(c, m, do)
 	}
 	if fragments == nil {
 		return
 	}
 	for _, m := range fragmentMatches(x.Selector, w) {
-		r.piece(func() { r.add(c, m, fragments) })
+		r.add(c, m, fragments)
 	}
 }
 
@@ -128,80 +168,6 @@ func (r *ruleset) action(x *ipsec.Rule, w way) (do, fragments []expr.Any) {
 // fall back to clear the peer's answers come that way too.
 func passesClear(x *ipsec.Rule) bool {
 	return x.Action == ipsec.ActionPermit || x.Action == ipsec.ActionSecure && (x.Template.AcceptClear || x.Template.FallbackClear)
-}
-
-// piece queues something that nothing in force depends on, and sends what is
-// queued when it is enough for one message.
-func (r *ruleset) piece(queue func()) {
-	if r.err != nil {
-		return
-	}
-	queue()
-	if r.queued++; r.queued >= perMessage {
-		r.flush()
-	}
-}
-
-// part is a stretch of remote addresses and the rules that touch it, in order.
-type part struct {
-	first netip.Addr
-	rules []*ipsec.Rule
-}
-
-const (
-	shortChain = 32  // rules that are not worth dispatching
-	maxParts   = 256 // of one chain; the elements of a map fit one attribute of 64 KiB
-	maxCopies  = 3   // of each rule, on average
-)
-
-// partition cuts the address space into stretches with about as many rules each.
-// Rules with wide remote ranges stand in many; when that makes too many copies,
-// there are fewer stretches.
-func partition(list []*ipsec.Rule) []part {
-	if len(list) <= shortChain {
-		return nil
-	}
-	starts := make([]netip.Addr, 0, len(list))
-	for _, x := range list {
-		starts = append(starts, x.Selector.Remote.First.Unmap())
-	}
-	slices.SortFunc(starts, netip.Addr.Compare)
-	for n := min(maxParts, len(list)/8); n > 1; n /= 2 {
-		zero := netip.IPv4Unspecified()
-		if starts[0].Is6() {
-			zero = netip.IPv6Unspecified()
-		}
-		parts := []part{{first: zero}}
-		for i := 1; i < n; i++ {
-			if s := starts[i*len(starts)/n]; parts[len(parts)-1].first.Less(s) {
-				parts = append(parts, part{first: s})
-			}
-		}
-		if fill(parts, list) <= maxCopies*len(list) {
-			return parts
-		}
-	}
-	return nil
-}
-
-// fill gives each part its rules and returns how many copies that makes.
-func fill(parts []part, list []*ipsec.Rule) int {
-	copies := 0
-	at := func(a netip.Addr) int { // the part an address lies in
-		i, found := slices.BinarySearchFunc(parts, a, func(p part, a netip.Addr) int { return p.first.Compare(a) })
-		if !found {
-			i--
-		}
-		return i
-	}
-	for _, x := range list {
-		from, to := at(x.Selector.Remote.First.Unmap()), at(x.Selector.Remote.Last.Unmap())
-		for i := from; i <= to; i++ {
-			parts[i].rules = append(parts[i].rules, x)
-			copies++
-		}
-	}
-	return copies
 }
 
 // revision is what the table holds of other revisions.
@@ -236,6 +202,11 @@ func (r *ruleset) others() (revision, error) {
 			v.chains = append(v.chains, c)
 		}
 	}
+	v.next = "1"
+	tables, err := r.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil || !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == r.table.Name }) {
+		return v, err // no table yet
+	}
 	sets, err := r.conn.GetSets(r.table)
 	if err != nil {
 		return v, err
@@ -263,14 +234,12 @@ func (v *revision) keep(o revision) {
 // which hold on to chains, then the chains.
 func (r *ruleset) remove(v revision) {
 	for _, c := range v.chains {
-		r.piece(func() { r.conn.FlushChain(c) })
+		r.part(func() { r.conn.FlushChain(c) })
 	}
 	for _, s := range v.sets {
-		r.piece(func() { r.conn.DelSet(s) })
+		r.part(func() { r.conn.DelSet(s) })
 	}
-	r.flush()
 	for _, c := range v.chains {
-		r.piece(func() { r.conn.DelChain(c) })
+		r.part(func() { r.conn.DelChain(c) })
 	}
-	r.flush()
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -244,6 +245,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 		}
 	}
 	mtu := innerMTU(p, underlay)
+	start := time.Now()
 	if err := b.Engine.SetPolicy(ctx, p); err != nil {
 		return err
 	}
@@ -260,7 +262,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	}
 	b.policy = p
 	b.warnForwarding(p)
-	b.cfg.Log.Info("policy in force", "revision", p.Version.String(), "rules", len(p.Rules), "mtu", mtu)
+	b.cfg.Log.Info("policy in force", "revision", p.Version.String(), "rules", len(p.Rules), "mtu", mtu, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
