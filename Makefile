@@ -88,6 +88,10 @@ interop: build ## Talk to strongSwan: a line for each scenario, and how many pas
 	@go test -c -o $(OUT)/interop.test ./test/interop
 	@cd test/interop && $(OUT)/interop.test -test.run '^TestInterop$$' -test.parallel 4 -test.timeout 20m
 
+.PHONY: model
+model: ## Run 10^5 random schedules of both ends of an IKE SA (2 minutes)
+	TESTUDO_SCHEDULES=100000 go test -count 1 -timeout 30m -run '^TestRandomSchedulesEndInAgreement$$' -v ./keymgr/ike/ikev2
+
 .PHONY: live
 live: build ## Run the live tests without strongSwan's scenarios: namespaces, whole fleets
 	$(GOTEST) -v ./test/lab/... $(patsubst %,./%/...,$(wildcard test/fleet test/e2e))

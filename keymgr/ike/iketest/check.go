@@ -22,6 +22,20 @@ func Deliverable(a, b *Host) error {
 	return received(a, b, out)
 }
 
+// Reachable is Deliverable for any of a's outbound SAs.
+func Reachable(a, b *Host) error {
+	err := fmt.Errorf("%s has no outbound SA", a.Name)
+	for i := range a.SAs {
+		if a.SAs[i].Direction != ipsec.Outbound {
+			continue
+		}
+		if err = received(a, b, &a.SAs[i]); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
 func received(a, b *Host, out *ipsec.SA) error {
 	for _, in := range b.SAs {
 		if in.Direction != ipsec.Inbound || in.SPI != out.SPI {

@@ -178,6 +178,7 @@ func (m *Machine) dropChild(c *child, why string) {
 		c.inAsked = false
 		if c.state == childReplaced && m.state == stateEstablished {
 			m.drains = append(m.drains, drain{sa: c.In, at: m.now.Add(drainTime)})
+			m.boundDrains()
 		} else {
 			m.emit(ike.Remove{SAs: []ipsec.SAID{c.In}})
 		}
@@ -191,6 +192,15 @@ func (m *Machine) dropChild(c *child, why string) {
 			m.children = append(m.children[:i:i], m.children[i+1:]...)
 			return
 		}
+	}
+}
+
+// boundDrains ends the oldest drains when there are too many, so that a peer that
+// rekeys without pause does not fill the worker.
+func (m *Machine) boundDrains() {
+	if most := 2 * (1 + len(m.children)); len(m.drains) > most {
+		m.emit(ike.Remove{SAs: []ipsec.SAID{m.drains[0].sa}})
+		m.drains = m.drains[1:]
 	}
 }
 

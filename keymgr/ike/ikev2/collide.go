@@ -76,14 +76,25 @@ func (m *Machine) rekeyed(n *wire.Notify) (*child, *wire.Notify) {
 	return old, nil
 }
 
-// holdOutbound keeps sending on the old CHILD SA after the peer has rekeyed it,
-// until its delete arrives: answerDelete. When we are rekeying the same one, the
-// exchange is remembered for the comparison of nonces.
-func (m *Machine) holdOutbound(c, old *child, n *negotiation) {
-	c.state = childHeld
-	if t := m.task; t != nil && t.kind == taskRekeyChild && t.child == old.ID {
+// cross remembers a rekey of the peer, which we are about to agree to, beside our
+// own of the same CHILD SA, for the comparison of nonces. Either may be complete
+// first.
+func (m *Machine) cross(n *negotiation) {
+	if t := m.task; t != nil && t.kind == taskRekeyChild && t.child == n.replaces && n.replaces != 0 {
 		t.crossed = n
 	}
+}
+
+// uncross forgets it when it has come to nothing.
+func (m *Machine) uncross(n *negotiation) {
+	if t := m.task; t != nil && t.crossed == n {
+		t.crossed = nil
+	}
+}
+
+// servesRekeyOf reports that the peer's rekey of a CHILD SA is being answered.
+func (m *Machine) servesRekeyOf(c *child) bool {
+	return m.serve != nil && m.serve.child != nil && m.serve.child.replaces == c.ID
 }
 
 // creating reports a CHILD SA request of ours whose response is still to come:
@@ -102,10 +113,11 @@ func (m *Machine) remember(spi ipsec.SPI) {
 	}
 }
 
-// lost reports that the current task's rekey has crossed the peer's, and loses.
+// lost reports that the current task's rekey has crossed the peer's, and loses:
+// also when the peer has replaced or closed its own meanwhile.
 func (m *Machine) lost() bool {
 	n, x := m.task.nego, m.task.crossed
-	return x != nil && x.child.state != childGone && lower(n.ni, n.nr, x.ni, x.nr)
+	return x != nil && lower(n.ni, n.nr, x.ni, x.nr)
 }
 
 // redundant closes the CHILD SA of the current task, which has lost.

@@ -57,6 +57,7 @@ type negotiation struct {
 	methods int    // INVALID_KE_PAYLOAD answers followed
 
 	child *child
+	void  bool // the peer's rekey that has lost against ours: the peer closes it
 }
 
 // payloads are our half of the negotiation.
@@ -111,7 +112,7 @@ func (m *Machine) startChild() {
 	t := m.task
 	if t.kind == taskRekeyChild {
 		old := m.childByID(t.child)
-		if old == nil || old.state != childUp || m.heldBy(old) != nil {
+		if old == nil || old.state != childUp || m.heldBy(old) != nil || m.servesRekeyOf(old) {
 			m.task = nil // gone, or replaced meanwhile
 			return
 		}
@@ -260,8 +261,11 @@ func (m *Machine) taskInstalled(err error) {
 		m.redundant(c)
 		return
 	}
-	if t.crossed != nil {
-		t.crossed.child.replaces = 0 // redundant: the peer deletes it
+	if x := t.crossed; x != nil {
+		x.void = true
+		if x.child != nil {
+			x.child.replaces = 0
+		}
 	}
 	m.up(c)
 	m.task = nil
@@ -408,14 +412,16 @@ func (m *Machine) serveChild(msg *message) {
 	n.ni, n.nonce = msg.nonce.Data, m.random(32)
 	n.nr = n.nonce
 	n.method = c.suite.KE.ID
-	switch {
-	case n.method == ipsec.KENone:
-		m.installAnswer(ipsec.Secret{})
-	case msg.ke == nil || msg.ke.Method != n.method:
+	if n.method != ipsec.KENone && (msg.ke == nil || msg.ke.Method != n.method) {
 		m.refuseChild(&wire.Notify{Message: wire.InvalidKEPayload, Data: octets16(n.method)}, nil)
-	default:
-		m.respond(n.method, msg.ke.Data)
+		return
 	}
+	m.cross(n)
+	if n.method == ipsec.KENone {
+		m.installAnswer(ipsec.Secret{})
+		return
+	}
+	m.respond(n.method, msg.ke.Data)
 }
 
 func (m *Machine) answerChildKE(a ike.KeyExchanged) {
@@ -436,6 +442,7 @@ func (m *Machine) answerChildKE(a ike.KeyExchanged) {
 func (m *Machine) installAnswer(shared ipsec.Secret) {
 	id, err := m.newChild(m.serve.child, shared)
 	if err != nil {
+		m.uncross(m.serve.child)
 		f := m.childFailure(m.serve.exchange, m.serve.child.rule.Name, WhyUnsupported, err.Error(), "remove this suite from the rule's action")
 		m.refuseChild(&wire.Notify{Message: wire.NoProposalChosen}, &f)
 		return
@@ -448,6 +455,7 @@ func (m *Machine) answerChild(err error) {
 	s, n := m.serve, m.serve.child
 	c := n.child
 	if err != nil {
+		m.uncross(n)
 		c.inAsked = false
 		m.dropChild(c, WhyInstall)
 		f := m.childFailure(s.exchange, n.rule.Name, WhyInstall, err.Error(), "look at the worker's log")
@@ -463,8 +471,12 @@ func (m *Machine) answerChild(err error) {
 	} else {
 		m.reply(n.payloads()...)
 	}
-	if old := m.childByID(n.replaces); old != nil {
-		m.holdOutbound(c, old, n)
+	if n.void {
+		c.state, c.replaces = childHeld, 0
+		return
+	}
+	if m.childByID(n.replaces) != nil {
+		c.state = childHeld // we go on sending on the old one until its delete arrives: answerDelete
 		return
 	}
 	c.wait = m.installOut(c)

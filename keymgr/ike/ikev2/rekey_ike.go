@@ -27,7 +27,10 @@ type ikeNegotiation struct {
 	ni, nr  []byte
 	choice  choice
 	methods int
-	machine *Machine // the peer's rekey that crosses ours: ready, waiting for the comparison
+
+	// The peer's rekey that crosses ours. Either may be complete first.
+	machine *Machine // ready, waiting for the comparison
+	void    bool     // it has lost: the peer closes it
 }
 
 // rekeyIKE is the command, and the end of the lifetime.
@@ -66,7 +69,7 @@ func (m *Machine) rekeyIKEFailed(f ike.Failure) {
 	m.task = nil
 	m.emit(ike.Failed{Failure: f})
 	m.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause))
-	if x := t.crossIKE; x != nil {
+	if x := t.crossIKE; x != nil && x.machine != nil {
 		m.handOver(x.machine, false)
 	}
 }
@@ -134,12 +137,22 @@ func (m *Machine) rekeyIKEShared(shared ipsec.Secret, err error) {
 	if lower(n.ni, n.nr, x.ni, x.nr) {
 		next.queue = []task{{kind: taskDeleteIKE, why: "redundant"}}
 		m.emit(ike.Spawn{Machine: next})
-		m.handOver(x.machine, false)
+		if x.machine != nil {
+			m.handOver(x.machine, false)
+		} // else answerRekeyIKE does when it is ready
 		return
 	}
-	x.machine.state, x.machine.endAt = stateReplaced, m.now.Add(replacedTime)
-	m.emit(ike.Spawn{Machine: x.machine})
+	x.void = true
+	if x.machine != nil {
+		m.spawnVoid(x.machine)
+	}
 	m.handOver(next, true)
+}
+
+// spawnVoid makes the machine of an IKE SA that the peer is about to delete.
+func (m *Machine) spawnVoid(next *Machine) {
+	next.state, next.endAt = stateReplaced, m.now.Add(replacedTime)
+	m.emit(ike.Spawn{Machine: next})
 }
 
 // rekeyIKERequest is the responder's side.
@@ -166,6 +179,9 @@ func (m *Machine) rekeyIKERequest(msg *message) {
 		return
 	}
 	m.serve.ike = n
+	if t := m.task; t != nil && t.kind == taskRekeyIKE {
+		t.crossIKE = n
+	}
 	m.respond(c.suite.KE.ID, msg.ke.Data)
 }
 
@@ -183,12 +199,14 @@ func (m *Machine) answerRekeyIKE(a ike.KeyExchanged) {
 	}
 	n.choice.proposal.SPI = binary.BigEndian.AppendUint64(nil, n.spi)
 	m.reply(&wire.SA{Proposals: []wire.Proposal{n.choice.proposal}}, &wire.Nonce{Data: n.nr}, &wire.KE{Method: n.choice.suite.KE.ID, Data: a.Public})
-	if t := m.task; t != nil && t.kind == taskRekeyIKE {
+	switch t := m.task; {
+	case n.void:
+		m.spawnVoid(next)
+	case t != nil && t.crossIKE == n:
 		n.machine = next
-		t.crossIKE = n
-		return
+	default:
+		m.handOver(next, false)
 	}
-	m.handOver(next, false)
 }
 
 // successor makes the machine of the new IKE SA, without CHILD SAs yet.
