@@ -4,12 +4,12 @@ import "github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 
 // SealForTest makes a message with this machine's keys.
 func (m *Machine) SealForTest(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) []byte {
-	return m.seal(x, id, response, ps)
+	return m.seal(plainOf(x, id, response, ps))[0]
 }
 
 // SealRawForTest makes a request with any octets inside of SK.
 func (m *Machine) SealRawForTest(x wire.ExchangeType, id uint32, first wire.PayloadType, inner []byte) []byte {
-	return m.sealRaw(x, id, false, first, inner)
+	return m.seal(plain{exchange: x, id: id, first: first, octets: inner})[0]
 }
 
 // ResealForTest changes what is inside of SK of a message this machine has sent.
@@ -24,5 +24,23 @@ func (m *Machine) ResealForTest(b []byte, change func(first wire.PayloadType, in
 		return nil
 	}
 	first, inner := change(sk.Inner, inner)
-	return m.sealRaw(h.Exchange, h.MessageID, h.Response(), first, inner)
+	return m.seal(plain{exchange: h.Exchange, id: h.MessageID, response: h.Response(), first: first, octets: inner})[0]
+}
+
+// SealFragmentForTest makes a request's SKF with this machine's keys.
+func (m *Machine) SealFragmentForTest(x wire.ExchangeType, id uint32, first wire.PayloadType, number, total uint16, part []byte) []byte {
+	return m.sealPart(plain{exchange: x, id: id}, &wire.Encrypted{PayloadType: wire.TypeSKF, Inner: first, Fragment: number, Total: total}, part)
+}
+
+// ForgetFragmentsForTest undoes the agreement on fragmentation.
+func (m *Machine) ForgetFragmentsForTest() { m.frag.agreed = false }
+
+// HeldFragmentsForTest counts the octets and messages being put together.
+func (m *Machine) HeldFragmentsForTest() (octets, messages int) {
+	for _, r := range []*reassembly{m.frag.request, m.frag.response} {
+		if r != nil {
+			octets, messages = octets+r.octets, messages+1
+		}
+	}
+	return octets, messages
 }

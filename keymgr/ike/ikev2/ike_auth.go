@@ -226,8 +226,7 @@ func (m *Machine) authFailed(why, detail, advice string) {
 	f := m.failure(wire.IKEAuth, why, detail, advice)
 	id := m.window.next
 	m.window.next++
-	b := m.seal(wire.Informational, id, false, []wire.Payload{&wire.Notify{Message: wire.AuthenticationFailed}})
-	m.emit(ike.Send{Path: m.path, Data: b})
+	m.sendAll(m.path, m.seal(plainOf(wire.Informational, id, false, []wire.Payload{&wire.Notify{Message: wire.AuthenticationFailed}})))
 	m.fail(f)
 }
 

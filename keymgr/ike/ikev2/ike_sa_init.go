@@ -74,8 +74,9 @@ func (m *Machine) sendInit(err error) {
 	}
 	ps = append(ps, offer(m.peer.Proposals, nil), &wire.KE{Method: m.task.half.Method, Data: m.task.half.Public}, &wire.Nonce{Data: f.ni})
 	ps = append(ps, m.natNotifies(m.spiI, 0, m.path)...)
+	ps = append(ps, fragmentationSupported())
 	f.request = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, false), ps)
-	m.transmit(wire.IKESAInit, 0, f.request)
+	m.transmit(wire.IKESAInit, 0, [][]byte{f.request})
 }
 
 // initDatagram takes both messages of the exchange.
@@ -167,6 +168,7 @@ func (m *Machine) initRequest(msg *message) {
 		m.nat.forced = m.nat.forced || forceEncap(m.policy, p)
 	}
 	m.detectNAT(msg)
+	m.frag.agreed = msg.notify(wire.IKEv2FragmentationSupported) != nil
 	m.serve = &serve{exchange: wire.IKESAInit, path: msg.path}
 	m.respond(c.suite.KE.ID, msg.ke.Data)
 }
@@ -197,6 +199,9 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 	ps := []wire.Payload{&wire.SA{Proposals: []wire.Proposal{f.answer.proposal}},
 		&wire.KE{Method: f.answer.suite.KE.ID, Data: a.Public}, &wire.Nonce{Data: f.nr}}
 	ps = append(ps, m.natNotifies(m.spiI, m.spiR, f.reply)...)
+	if m.frag.agreed {
+		ps = append(ps, fragmentationSupported())
+	}
 	f.response = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, true), ps)
 	m.window = window{next: 0, expected: 1}
 	m.emit(ike.Send{Path: f.reply, Data: bytes.Clone(f.response)})
@@ -255,6 +260,7 @@ func (m *Machine) initResponse(msg *message) {
 	m.spiR = msg.SPIr
 	m.task.refused = nil
 	m.detectNAT(msg)
+	m.frag.agreed = msg.notify(wire.IKEv2FragmentationSupported) != nil
 	m.finish(msg.ke.Data)
 }
 

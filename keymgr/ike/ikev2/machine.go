@@ -64,6 +64,7 @@ type Machine struct {
 	announceOnly bool          // send INITIAL_CONTACT
 
 	window window
+	frag   fragmentation
 	task   *task
 	queue  []task
 	serve  *serve

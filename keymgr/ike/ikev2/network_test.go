@@ -327,7 +327,7 @@ func TestRequestsOutsideTheWindowAreDropped(t *testing.T) {
 
 // RFC 7296 §2.5: an unknown critical payload gets UNSUPPORTED_CRITICAL_PAYLOAD,
 // an unknown exchange or syntax INVALID_SYNTAX, which is fatal to both ends
-// (§2.21.3). Fragments (RFC 7383) were not agreed and are dropped.
+// (§2.21.3).
 func TestAuthenticatedNonsense(t *testing.T) {
 	inject := func(n *iketest.Net, web, db *iketest.Host, b []byte) {
 		p := web.Machine().Info().Path
@@ -360,15 +360,6 @@ func TestAuthenticatedNonsense(t *testing.T) {
 		inject(n, web, db, web.Machine().SealForTest(wire.Informational, 2, false, []wire.Payload{&wire.Notify{Message: 40000}}))
 		if len(db.Failures) != 0 || db.Machine().Info().State != "established" {
 			t.Errorf("%+v", db.Failure())
-		}
-	})
-	t.Run("fragment", func(t *testing.T) {
-		n, web, db := connected(t, 1, nil)
-		b := web.Machine().SealForTest(wire.Informational, 2, false, nil)
-		b[16] = byte(wire.TypeSKF)
-		inject(n, web, db, b)
-		if db.Drops["fragment-not-supported"] != 1 {
-			t.Errorf("%v", db.Drops)
 		}
 	})
 }

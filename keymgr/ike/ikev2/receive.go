@@ -14,7 +14,6 @@ const (
 	WhyWrongSPI      = "wrong-spi"
 	WhyWrongRole     = "initiator-flag" // a reflected message, for one
 	WhyUnprotected   = "unprotected"
-	WhyFragment      = "fragment-not-supported"
 	WhyIntegrity     = "integrity"
 	WhyReplayed      = "message-id-replayed"
 	WhyOutOfWindow   = "message-id-out-of-window"
@@ -51,18 +50,25 @@ func (m *Machine) datagram(ev ike.Datagram) {
 		m.drop(why)
 		return
 	}
-	inner, first, why, err := m.open(h, ev.Data)
+	c, why, err := m.open(h, ev.Data)
 	if why != "" {
 		m.drop(why)
 		return
 	}
-	if m.replay(h, ev) {
+	if m.replay(h, c, ev) {
 		return
 	}
 	if !m.allowed(h) {
 		m.drop(WhyState)
 		return
 	}
+	if c.total != 0 && err == nil {
+		var whole bool
+		if c, whole = m.collect(h, ev, c); !whole {
+			return
+		}
+	}
+	*m.frag.slot(h) = nil
 	r, known := findRow(h)
 	if !known {
 		// An exchange that we do not know is a request we cannot serve.
@@ -71,7 +77,7 @@ func (m *Machine) datagram(ev ike.Datagram) {
 	}
 	var ps []wire.Payload
 	if err == nil {
-		ps, err = wire.ParsePayloads(first, inner)
+		ps, err = wire.ParsePayloads(c.first, c.inner)
 	}
 	var msg *message
 	if err == nil {
@@ -133,48 +139,36 @@ func (m *Machine) badMessage(h wire.Header, ev ike.Datagram, err error) {
 	m.emit(ike.Failed{Failure: f})
 }
 
-// open decrypts the SK payload. A why means that the message must be dropped; an
-// error with an empty why that the peer sent it malformed.
-func (m *Machine) open(h wire.Header, b []byte) (inner []byte, first wire.PayloadType, why string, err error) {
-	// Nothing but SK is expected outside of SK.
-	switch h.Next {
-	case wire.TypeSK:
-	case wire.TypeSKF:
-		return nil, 0, WhyFragment, nil
-	default:
-		return nil, 0, WhyUnprotected, nil
+// content is what was inside of SK, or of one SKF.
+type content struct {
+	first         wire.PayloadType
+	inner         []byte
+	number, total uint16 // of a fragment, else zero
+}
+
+// open decrypts the SK or SKF payload. A why means that the message must be
+// dropped; an error with an empty why that the peer sent it malformed.
+func (m *Machine) open(h wire.Header, b []byte) (c content, why string, err error) {
+	// Nothing else is expected outside of SK.
+	if h.Next != wire.TypeSK && h.Next != wire.TypeSKF {
+		return content{}, WhyUnprotected, nil
 	}
 	_, ps, err := wire.Parse(b)
 	if err != nil {
-		return nil, 0, WhyMalformed, nil
+		return content{}, WhyMalformed, nil
 	}
 	sk := ps[0].(*wire.Encrypted)
-	aad := b[:len(b)-len(sk.Body)]
-	inner, err = m.rx.Open(nil, aad, sk.Body)
-	switch {
-	case err == nil:
-		return inner, sk.Inner, "", nil
-	case errors.Is(err, suite.ErrPadding):
-		return nil, 0, "", err
+	if h.Next == wire.TypeSKF {
+		if why := m.frag.unwanted(h, sk); why != "" {
+			return content{}, why, nil
+		}
 	}
-	return nil, 0, WhyIntegrity, nil
-}
-
-// seal makes a protected message of payloads (RFC 7296 §3.14).
-func (m *Machine) seal(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) []byte {
-	return m.sealRaw(x, id, response, wire.First(ps), wire.AppendPayloads(nil, ps))
-}
-
-func (m *Machine) sealRaw(x wire.ExchangeType, id uint32, response bool, first wire.PayloadType, plain []byte) []byte {
-	sk := &wire.Encrypted{PayloadType: wire.TypeSK, Inner: first, Body: make([]byte, m.tx.SealedLen(len(plain)))}
-	b := wire.AppendMessage(nil, m.header(x, id, response), []wire.Payload{sk})
-	aad := b[:len(b)-len(sk.Body)]
-	out, err := m.tx.Seal(m.env.Rand, aad, aad, plain)
-	if err != nil {
-		// The randomness failed, or 2^64 messages were sent: see random.
-		panic("ikev2: " + err.Error())
+	c = content{first: sk.Inner, number: sk.Fragment, total: sk.Total}
+	c.inner, err = m.rx.Open(nil, b[:len(b)-len(sk.Body)], sk.Body)
+	if err != nil && !errors.Is(err, suite.ErrPadding) {
+		return content{}, WhyIntegrity, nil
 	}
-	return out
+	return c, "", err
 }
 
 func (m *Machine) header(x wire.ExchangeType, id uint32, response bool) wire.Header {

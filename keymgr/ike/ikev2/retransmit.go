@@ -1,10 +1,8 @@
 package ikev2
 
 import (
-	"bytes"
 	"time"
 
-	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
 
@@ -21,9 +19,9 @@ const (
 )
 
 // transmit sends the request of the current task and starts its timer.
-func (m *Machine) transmit(x wire.ExchangeType, id uint32, b []byte) {
+func (m *Machine) transmit(x wire.ExchangeType, id uint32, datagrams [][]byte) {
 	t := m.task
-	t.phase, t.exchange, t.id, t.datagram, t.sent = phaseSent, x, id, b, 0
+	t.phase, t.exchange, t.id, t.datagrams, t.sent = phaseSent, x, id, datagrams, 0
 	m.send()
 }
 
@@ -31,7 +29,8 @@ func (m *Machine) transmit(x wire.ExchangeType, id uint32, b []byte) {
 func (m *Machine) request(x wire.ExchangeType, ps ...wire.Payload) {
 	id := m.window.next
 	m.window.next++
-	m.transmit(x, id, m.seal(x, id, false, ps))
+	m.task.plain = plainOf(x, id, false, ps)
+	m.transmit(x, id, m.seal(m.task.plain))
 }
 
 func (m *Machine) send() {
@@ -39,11 +38,15 @@ func (m *Machine) send() {
 	wait := min(retransmitFirst<<t.sent, retransmitMax)
 	t.sent++
 	t.sendAt = m.now.Add(wait - wait/20 + m.below(wait/10))
-	m.emit(ike.Send{Path: m.path, Data: bytes.Clone(t.datagram)})
+	m.sendAll(m.path, t.datagrams)
 }
 
 // retransmit is what the timer of the current task comes to.
 func (m *Machine) retransmit() {
+	if m.shrink() {
+		m.send()
+		return
+	}
 	t := m.task
 	tries := retransmitTries
 	if t.kind == taskDeleteIKE {

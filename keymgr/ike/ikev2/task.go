@@ -54,12 +54,13 @@ type task struct {
 	dead     []ipsec.SPI     // deleted by the peer while our request was under way
 	crossIKE *ikeNegotiation // the peer's rekey of the IKE SA
 
-	exchange wire.ExchangeType
-	id       uint32
-	datagram []byte
-	sent     int
-	sendAt   time.Time
-	refused  *ike.Failure // an unauthenticated refusal: believed when nothing better comes
+	exchange  wire.ExchangeType
+	id        uint32
+	plain     plain    // of the request; IKE_SA_INIT has none
+	datagrams [][]byte // the request as sent
+	sent      int
+	sendAt    time.Time
+	refused   *ike.Failure // an unauthenticated refusal: believed when nothing better comes
 }
 
 // enqueue adds a task unless the same one waits or runs.

@@ -45,6 +45,11 @@ func (m *Machine) Deadline() time.Time {
 	for _, x := range m.drains {
 		at(x.at)
 	}
+	for _, r := range []*reassembly{m.frag.request, m.frag.response} {
+		if r != nil {
+			at(r.until)
+		}
+	}
 	return d
 }
 
@@ -78,6 +83,7 @@ func (m *Machine) tick() {
 		m.retransmit()
 	}
 	m.tickDrains()
+	m.expireFragments()
 	if m.state != stateEstablished {
 		return
 	}

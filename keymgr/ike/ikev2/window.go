@@ -1,8 +1,6 @@
 package ikev2
 
 import (
-	"bytes"
-
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
@@ -11,9 +9,9 @@ import (
 // size 1, which is what the peer must assume of us as long as we do not send
 // SET_WINDOW_SIZE.
 type window struct {
-	next     uint32 // message ID of our next request
-	expected uint32 // message ID of the peer's next request
-	reply    []byte // our last response, for a request that is retransmitted
+	next     uint32   // message ID of our next request
+	expected uint32   // message ID of the peer's next request
+	reply    [][]byte // our last response, for a request that is retransmitted
 }
 
 // serve is a request of the peer that is being answered.
@@ -54,13 +52,16 @@ func (m *Machine) outOfWindow(h wire.Header) string {
 }
 
 // replay answers a retransmitted request with the response it had: the peer
-// "MUST" get it again, bit by bit (RFC 7296 §2.1).
-func (m *Machine) replay(h wire.Header, ev ike.Datagram) bool {
+// "MUST" get it again, bit by bit (RFC 7296 §2.1). Of a request in fragments
+// only the first one does that (RFC 7383 §2.6.1).
+func (m *Machine) replay(h wire.Header, c content, ev ike.Datagram) bool {
 	if h.Response() || h.MessageID == m.window.expected {
 		return false
 	}
 	m.drop(WhyRetransmitted)
-	m.emit(ike.Send{Path: ev.Path, Data: bytes.Clone(m.window.reply)})
+	if c.number <= 1 {
+		m.sendAll(ev.Path, m.window.reply)
+	}
 	return true
 }
 
@@ -68,10 +69,9 @@ func (m *Machine) replay(h wire.Header, ev ike.Datagram) bool {
 func (m *Machine) reply(ps ...wire.Payload) {
 	s := m.serve
 	m.serve = nil
-	b := m.seal(s.exchange, s.id, true, ps)
 	m.window.expected = s.id + 1
-	m.window.reply = b
-	m.emit(ike.Send{Path: s.path, Data: bytes.Clone(b)})
+	m.window.reply = m.seal(plainOf(s.exchange, s.id, true, ps))
+	m.sendAll(s.path, m.window.reply)
 }
 
 // refuse answers with an error notify.

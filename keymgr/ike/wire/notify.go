@@ -42,6 +42,8 @@ const (
 	RekeySA                   NotifyType = 16393
 	ESPTFCPaddingNotSupported NotifyType = 16394
 	NonFirstFragmentsAlso     NotifyType = 16395
+
+	IKEv2FragmentationSupported NotifyType = 16430 // RFC 7383
 )
 
 // IsError reports an error type (RFC 7296 §3.10.1).
