@@ -64,6 +64,10 @@ func (i Identity) String() string {
 		}
 	case IdentityFQDN, IdentityEmail:
 		return printable(i.Data)
+	case IdentityDN:
+		if s, ok := DNString([]byte(i.Data)); ok {
+			return s
+		}
 	case IdentityKeyID:
 		return "keyid:" + printable(i.Data)
 	}
