@@ -3,6 +3,7 @@ package cred
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"fmt"
 	"time"
 
@@ -14,6 +15,10 @@ const (
 	MaxChain = 8
 	// MaxChainOctets bounds a chain in all.
 	MaxChainOctets = 32 << 10
+	// MaxAnchors bounds the certificates behind one reference of trust.
+	MaxAnchors = 64
+	// MaxCRL bounds a CRL, in octets.
+	MaxCRL = 4 << 20
 )
 
 // Credential is a private key and its certificates, the leaf first, in DER. It
@@ -30,6 +35,14 @@ func (c *Credential) Format(f fmt.State, _ rune) {
 
 // MarshalText keeps every encoding from reaching the key.
 func (c *Credential) MarshalText() ([]byte, error) { return fmt.Append(nil, c), nil }
+
+// Anchors are what stands behind a reference of trust: the certificates that
+// chains may lead to, and CRLs that lie beside them. They are shared: nobody
+// changes them.
+type Anchors struct {
+	Certificates []*x509.Certificate // at least one, at most MaxAnchors
+	CRLs         []*x509.RevocationList
+}
 
 // ChainQuestion asks whether a peer's certificates prove its identity.
 type ChainQuestion struct {

@@ -14,7 +14,8 @@ const (
 	Unavailable Kind = "secret store is away" // nobody could say; try again later
 	Denied      Kind = "secret access denied" // the store refuses this key manager
 	Invalid     Kind = "secret is not usable" // a reference or a value that cannot be read
-	TooWeak     Kind = "secret is too weak"   // below MinPSK
+	TooWeak     Kind = "secret is too weak"   // below MinPSK; a key below what policy allows
+	Refused     Kind = "certificate refused"  // a peer's certificates do not prove its identity
 )
 
 func (k Kind) Error() string { return string(k) }

@@ -21,6 +21,9 @@ const Previous = ".previous"
 type Store struct {
 	dir  string
 	root *os.Root // keeps every path inside the folder, symbolic links included
+
+	credentials kept[*cred.Credential]
+	anchors     kept[*cred.Anchors]
 }
 
 // Open opens the folder dir.
@@ -44,24 +47,33 @@ func Open(dir string) (*Store, error) {
 // Close lets go of the folder.
 func (s *Store) Close() error { return s.root.Close() }
 
-// PSK implements cred.PSKs.
-func (s *Store) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
+// locate is the file that ref names.
+func locate(ctx context.Context, ref string) (string, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, cred.Errorf(cred.Unavailable, ref, "not asked for: %w", err)
+		return "", cred.Errorf(cred.Unavailable, ref, "not asked for: %w", err)
 	}
 	r, err := cred.ParseRef(ref)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	if r.Scheme != cred.SchemeFile {
-		return nil, cred.Errorf(cred.Invalid, ref, "this store serves file: references only")
+		return "", cred.Errorf(cred.Invalid, ref, "this store serves file: references only")
 	}
-	newest, err := s.read(ref, r.Path)
+	return r.Path, nil
+}
+
+// PSK implements cred.PSKs.
+func (s *Store) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
+	path, err := locate(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	newest, err := s.read(ref, path)
 	if err != nil {
 		return nil, err
 	}
 	secrets := append(make([]ipsec.Secret, 0, cred.MaxCandidates), newest)
-	previous, err := s.read(ref, r.Path+Previous)
+	previous, err := s.read(ref, path+Previous)
 	switch {
 	case err == nil:
 		secrets = append(secrets, previous)
@@ -74,29 +86,54 @@ func (s *Store) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
 }
 
 func (s *Store) read(ref, name string) (ipsec.Secret, error) {
+	text, err := s.readFile(ref, name, private, cred.MaxEncoded)
+	defer clear(text)
+	if err != nil {
+		return ipsec.Secret{}, err
+	}
+	return cred.DecodePSK(ref, text)
+}
+
+// access is what the mode of a file must keep others from.
+type access struct {
+	mask   fs.FileMode
+	advice string
+}
+
+var (
+	private = access{0o077, "open to others than its owner: chmod 600 it, and replace the key if others have read it"}
+	public  = access{0o022, "so that others than its owner may change it: chmod go-w it, and look at what is in it"}
+)
+
+// readFile reads a file of the folder that has at most limit octets.
+func (s *Store) readFile(ref, name string, who access, limit int) ([]byte, error) {
 	// O_NONBLOCK: opening a FIFO must not hang.
 	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return ipsec.Secret{}, s.openError(ref, name, err)
+		return nil, s.openError(ref, name, err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return ipsec.Secret{}, cred.Errorf(cred.Unavailable, ref, "%w", err)
+		return nil, cred.Errorf(cred.Unavailable, ref, "%w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return ipsec.Secret{}, cred.Errorf(cred.Invalid, ref, "%s/%s is not a regular file", s.dir, name)
+		return nil, cred.Errorf(cred.Invalid, ref, "%s/%s is not a regular file", s.dir, name)
 	}
-	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return ipsec.Secret{}, cred.Errorf(cred.Denied, ref, "%s/%s has mode %04o, open to others than its owner: chmod 600 it, and replace the key if others have read it", s.dir, name, perm)
+	if perm := info.Mode().Perm(); perm&who.mask != 0 {
+		return nil, cred.Errorf(cred.Denied, ref, "%s/%s has mode %04o, %s", s.dir, name, perm, who.advice)
 	}
-	buf := make([]byte, cred.MaxEncoded+1)
-	defer clear(buf)
+	buf := make([]byte, min(int64(limit), max(info.Size(), 512))+1)
 	n, err := io.ReadFull(f, buf)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return ipsec.Secret{}, cred.Errorf(cred.Unavailable, ref, "%w", err)
+		clear(buf)
+		return nil, cred.Errorf(cred.Unavailable, ref, "%w", err)
 	}
-	return cred.DecodePSK(ref, buf[:n])
+	if n > limit {
+		clear(buf)
+		return nil, cred.Errorf(cred.Invalid, ref, "%s/%s has more than %d octets", s.dir, name, limit)
+	}
+	return buf[:n], nil
 }
 
 func (s *Store) openError(ref, name string, err error) error {
