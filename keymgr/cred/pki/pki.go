@@ -209,7 +209,7 @@ func (p *PKI) pool(ctx context.Context, trust []string) (*pool, error) {
 
 // Verify implements cred.Certificates.
 func (p *PKI) Verify(ctx context.Context, q cred.ChainQuestion) (crypto.PublicKey, error) {
-	key, err := p.verify(ctx, q)
+	key, soft, err := p.verify(ctx, q)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
@@ -219,37 +219,40 @@ func (p *PKI) Verify(ctx context.Context, q cred.ChainQuestion) (crypto.PublicKe
 		return nil, err
 	}
 	p.stats.Accepted++
+	if soft {
+		p.stats.Soft++
+	}
 	return key, nil
 }
 
-func (p *PKI) verify(ctx context.Context, q cred.ChainQuestion) (crypto.PublicKey, error) {
+func (p *PKI) verify(ctx context.Context, q cred.ChainQuestion) (key crypto.PublicKey, soft bool, err error) {
 	certs, err := parseChain(q.Chain)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	anchors, err := p.pool(ctx, q.Method.Trust)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	chains, err := verifyChain(certs, anchors.roots, q.Now)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	leaf := certs[0]
 	if err := checkIdentity(leaf, q.Identity, q.Method.PeerIdentity); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	// Any chain will do: an authority may be cross-signed, and one of the
 	// signatures revoked.
 	var first error
 	for _, chain := range chains {
-		err := p.checkRevocation(ctx, chain, anchors.crls, q)
+		soft, err := p.checkRevocation(ctx, chain, anchors.crls, q)
 		if err == nil {
-			return leaf.PublicKey, nil
+			return leaf.PublicKey, soft, nil
 		}
 		if first == nil {
 			first = err
 		}
 	}
-	return nil, first
+	return nil, false, first
 }

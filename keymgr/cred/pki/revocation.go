@@ -35,11 +35,12 @@ func reasonName(n int) string {
 }
 
 // checkRevocation refuses a verified chain when a certificate in it is revoked, or
-// its status cannot be had and the policy says hard. The certificates are asked
+// its status cannot be had and the policy says hard; soft is true when one could
+// not be had and the policy lets that pass. The certificates are asked
 // about at the same time: whoever waits waits for the slowest, not for the sum.
-func (p *PKI) checkRevocation(ctx context.Context, chain []*x509.Certificate, local []*crl, q cred.ChainQuestion) error {
+func (p *PKI) checkRevocation(ctx context.Context, chain []*x509.Certificate, local []*crl, q cred.ChainQuestion) (soft bool, err error) {
 	if q.Method.Revocation == ipsec.RevocationNone {
-		return nil
+		return false, nil
 	}
 	type verdict struct {
 		status status
@@ -53,23 +54,17 @@ func (p *PKI) checkRevocation(ctx context.Context, chain []*x509.Certificate, lo
 		})
 	}
 	wg.Wait()
-	passed := false
 	for i, v := range verdicts {
 		switch {
 		case v.status == revoked:
-			return refuse(WhyRevoked, "%s: %s; the peer needs a new one", name(chain[i]), v.detail)
+			return false, refuse(WhyRevoked, "%s: %s; the peer needs a new one", name(chain[i]), v.detail)
 		case v.status == undecided && q.Method.Revocation != ipsec.RevocationSoft:
-			return unknown(WhyStatusUnknown, "%s: %s; mend that, put a CRL beside the trust anchors, or set certificate.revocation to soft", name(chain[i]), v.detail)
+			return false, unknown(WhyStatusUnknown, "%s: %s; mend that, put a CRL beside the trust anchors, or set certificate.revocation to soft", name(chain[i]), v.detail)
 		case v.status == undecided:
-			passed = true
+			soft = true
 		}
 	}
-	if passed {
-		p.mu.Lock()
-		p.stats.Soft++
-		p.mu.Unlock()
-	}
-	return nil
+	return soft, nil
 }
 
 // statusOf asks about one certificate: the CRLs beside the anchors first, since

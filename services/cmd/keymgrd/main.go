@@ -8,13 +8,9 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
-	"github.com/testudo-ipsec/testudo/keymgr/cred"
-	"github.com/testudo-ipsec/testudo/keymgr/cred/static"
-	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 	keymgrv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1"
@@ -45,11 +41,11 @@ sockets (root or the same user) or over mutual TLS.`,
 
 func run(ctx context.Context, log *slog.Logger, o *options) error {
 	reg := obs.Registry()
-	secrets, background, err := openSecrets(log, o, reg)
+	stores, err := openStores(log, o, reg)
 	if err != nil {
 		return err
 	}
-	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: secrets, Log: log})
+	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Log: log})
 	if err != nil {
 		return err
 	}
@@ -85,7 +81,7 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 		}
 		return nil
 	}
-	return daemon.RunAll(ctx, append(background, feed.Run, server.Run,
+	return daemon.RunAll(ctx, append(stores.background, feed.Run, server.Run,
 		func(ctx context.Context) error { return obs.ServeHTTP(ctx, o.Metrics, reg, healthy) })...)
 }
 
@@ -96,35 +92,4 @@ func subscriber(o *options) (string, error) {
 		return c.Name, err
 	}
 	return os.Hostname()
-}
-
-// openSecrets makes the stores that are configured, behind one look-up.
-func openSecrets(log *slog.Logger, o *options, reg *prometheus.Registry) (cred.PSKs, []func(context.Context) error, error) {
-	router := cred.Router{}
-	var background []func(context.Context) error
-	if o.Secrets.Dir != "" {
-		files, err := static.Open(o.Secrets.Dir)
-		if err != nil {
-			return nil, nil, err
-		}
-		router[cred.SchemeFile] = files
-	}
-	if o.Vault.Address != "" {
-		c, err := vaultConfig(o.Vault)
-		if err != nil {
-			return nil, nil, err
-		}
-		c.Log = log
-		v, err := vault.New(c)
-		if err != nil {
-			return nil, nil, err
-		}
-		cache := cred.NewCache(v, cred.CacheOptions{MaxStale: o.Vault.MaxStale, Log: log})
-		router[cred.SchemeVault] = cache
-		reg.MustRegister(vaultMetrics{Client: v, Cache: cache})
-		background = append(background,
-			func(ctx context.Context) error { v.Run(ctx); return nil },
-			func(ctx context.Context) error { cache.Run(ctx); return nil })
-	}
-	return router, background, nil
 }

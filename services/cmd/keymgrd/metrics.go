@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/testudo-ipsec/testudo/keymgr/cred"
+	"github.com/testudo-ipsec/testudo/keymgr/cred/pki"
 	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
 )
 
@@ -55,4 +56,39 @@ func (v vaultMetrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(vaultExpires, prometheus.GaugeValue, expires)
 	ch <- prometheus.MustNewConstMetric(secretsStale, prometheus.GaugeValue, float64(c.StaleNow))
+}
+
+// certMetrics shows what became of peers' certificates.
+type certMetrics struct{ judge *pki.PKI }
+
+var (
+	certsAccepted = prometheus.NewDesc("testudo_certificates_accepted_total", "Certificate chains of peers that were accepted; soft: although a revocation status could not be had.", []string{"status"}, nil)
+	certsRefused  = prometheus.NewDesc("testudo_certificates_refused_total", "Certificate chains of peers that were refused, by why.", []string{"why"}, nil)
+	certsAnswers  = prometheus.NewDesc("testudo_revocation_answers_total", "CRLs and OCSP answers by where they came from.", []string{"source"}, nil)
+	certsKept     = prometheus.NewDesc("testudo_revocation_answers_kept", "CRLs and OCSP answers in memory.", []string{"kind"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (certMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{certsAccepted, certsRefused, certsAnswers, certsKept} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m certMetrics) Collect(ch chan<- prometheus.Metric) {
+	s := m.judge.Stats()
+	count := func(d *prometheus.Desc, n uint64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
+	}
+	count(certsAccepted, s.Accepted-s.Soft, "known")
+	count(certsAccepted, s.Soft, "soft")
+	for _, why := range pki.Whys {
+		count(certsRefused, s.Refused[why], string(why))
+	}
+	count(certsAnswers, s.Fetches-s.Failures, "fetched")
+	count(certsAnswers, s.Failures, "failed")
+	count(certsAnswers, s.Hits, "memory")
+	ch <- prometheus.MustNewConstMetric(certsKept, prometheus.GaugeValue, float64(s.Answers), "ocsp")
+	ch <- prometheus.MustNewConstMetric(certsKept, prometheus.GaugeValue, float64(s.CRLs), "crl")
 }
