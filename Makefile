@@ -120,6 +120,11 @@ bench-dataplane: build ## Measure our workers beside wireguard-go and strongSwan
 	go build -trimpath -tags testudo_null_cipher -o $(RIVALS)/workerd-null ./services/cmd/workerd
 	TESTUDO_BENCH=$(RIVALS) go test -count 1 -timeout 60m -run TestDataplane -v ./test/bench
 
+.PHONY: bench-ike
+bench-ike: build ## Measure our responder beside strongSwan's charon with the same initiator (5 minutes, wants the machine to itself)
+	@scripts/deps
+	TESTUDO_BENCH_IKE=1 go test -count 1 -timeout 60m -run TestIKE -v ./test/bench
+
 ## Verifying: each verify-x that a program can repair has its fix-x
 
 .PHONY: verify

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -30,13 +29,7 @@ func TestDataplane(t *testing.T) {
 	if dir == "" {
 		t.Skipf("%s is not set: `make bench-dataplane` sets it and builds what is needed", benchVar)
 	}
-	rounds := 5
-	if v := os.Getenv(roundsVar); v != "" {
-		var err error
-		if rounds, err = strconv.Atoi(v); err != nil || rounds < 1 {
-			t.Fatalf("%s=%q; want a number of at least 1", roundsVar, v)
-		}
-	}
+	rounds := rounds(t)
 	cs := []contender{
 		ours(t, "testudo udp", "", true),
 		wireguard(t, filepath.Join(dir, "wireguard-go")),

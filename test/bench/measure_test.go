@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/testudo-ipsec/testudo/test/lab"
 )
 
@@ -131,4 +133,40 @@ func median(v []float64) float64 {
 		return v[len(v)/2]
 	}
 	return (v[len(v)/2-1] + v[len(v)/2]) / 2
+}
+
+func sum(v []float64) (total float64) {
+	for _, x := range v {
+		total += x
+	}
+	return total
+}
+
+// rounds is how many times each figure is taken.
+func rounds(t *testing.T) int {
+	t.Helper()
+	v := os.Getenv(roundsVar)
+	if v == "" {
+		return 5
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q; want a number of at least 1", roundsVar, v)
+	}
+	return n
+}
+
+// cpuOf tells the CPU time that a process has used so far, in nanoseconds. Its
+// clock is exact where /proc counts hundredths of a second.
+func cpuOf(t *testing.T, pid int) func() uint64 {
+	t.Helper()
+	const perProcess = 2 // CPUCLOCK_SCHED of include/linux/posix-timers.h
+	clock := int32(^pid)<<3 | perProcess
+	return func() uint64 {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(clock, &ts); err != nil {
+			t.Fatalf("CPU clock of process %d: %v", pid, err)
+		}
+		return uint64(ts.Nano())
+	}
 }

@@ -3,7 +3,9 @@ package fleet
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -83,7 +85,16 @@ func (d *Daemon) Metrics() map[string]float64 {
 	return m
 }
 
-func (d *Daemon) scrape() (map[string]float64, error) {
+// CollectGarbage makes its heap hold what is live and nothing else.
+func (d *Daemon) CollectGarbage() {
+	d.f.t.Helper()
+	r, err := d.get("/debug/pprof/heap?gc=1")
+	d.f.must(err)
+	_, err = io.Copy(io.Discard, r.Body)
+	d.f.must(errors.Join(err, r.Body.Close()))
+}
+
+func (d *Daemon) get(path string) (*http.Response, error) {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (c net.Conn, err error) {
@@ -94,14 +105,20 @@ func (d *Daemon) scrape() (map[string]float64, error) {
 			return c, err
 		},
 	}}
-	r, err := client.Get("http://" + d.metrics + "/metrics")
+	r, err := client.Get("http://" + d.metrics + path)
+	if err == nil && r.StatusCode != http.StatusOK {
+		_ = r.Body.Close()
+		return nil, fmt.Errorf("%s: %s", path, r.Status)
+	}
+	return r, err
+}
+
+func (d *Daemon) scrape() (map[string]float64, error) {
+	r, err := d.get("/metrics")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = r.Body.Close() }()
-	if r.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("metrics: %s", r.Status)
-	}
 	out := map[string]float64{}
 	for in := bufio.NewScanner(r.Body); in.Scan(); {
 		line := in.Text()

@@ -1,0 +1,218 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/test/fleet"
+	"github.com/testudo-ipsec/testudo/test/lab"
+)
+
+// ikeVar is set to run the benchmark of IKE; see benchVar.
+const ikeVar = "TESTUDO_BENCH_IKE"
+
+// Each round sets up one IKE SA with one CHILD SA for each of so many peers,
+// holds them all, and deletes them. The peers have addresses of ikePeers4, which
+// is one /20 so that half-open limits per prefix do not matter.
+const (
+	ikePeers       = 1024
+	ikeConcurrency = 8
+	ikePeers4      = "10.66.0.0/20"
+)
+
+// ikeSuites are measured one after the other. All are named in the responders'
+// configurations; the initiator offers one. The first is the one of the targets.
+var ikeSuites = []string{
+	"aes256gcm16-prfsha256-x25519",
+	"aes256gcm16-prfsha256-ecp256",
+	"aes256gcm16-prfsha256-modp2048",
+}
+
+// ikeResponder is one key manager with what it needs to have CHILD SAs in place.
+type ikeResponder struct {
+	name   string
+	client *lab.Node
+	psk    string          // file
+	cpu    []func() uint64 // nanoseconds used by each of its processes so far
+	memory func() float64  // octets in use
+}
+
+// ikePair is a responder's node and one whose loopback has all peers' addresses.
+func ikePair(t *testing.T) (*lab.Pair, string) {
+	t.Helper()
+	p := lab.NewPair(t, lab.PairOptions{})
+	p.A.Node.IP("route", "add", "local", ikePeers4, "dev", "lo")
+	p.B.Node.Route(netip.MustParsePrefix(ikePeers4), p.A.V4.Addr())
+	return p, fleet.RandomPSK()
+}
+
+// oursIKE is keymgrd, and a workerd that relays IKE to it and takes the SAs.
+func oursIKE(t *testing.T) ikeResponder {
+	t.Helper()
+	p, psk := ikePair(t)
+	f := fleet.New(t, p.Lab, fleet.Options{Hosts: []*lab.Node{p.B.Node}, Secrets: map[string]string{fleet.PSK: psk}})
+	var y strings.Builder
+	fmt.Fprintf(&y, "apiVersion: testudo/v1\nkind: Node\nmetadata: {name: b}\nspec: {addresses: [%s], identity: gw.example}\n", p.B.V4.Addr())
+	a := netip.MustParsePrefix(ikePeers4).Addr()
+	for i := range ikePeers {
+		fmt.Fprintf(&y, "---\nkind: Node\nmetadata: {name: load-%d, labels: {load: \"yes\"}}\nspec: {addresses: [%s], external: true}\n", i, a)
+		a = a.Next()
+	}
+	fmt.Fprintf(&y, `---
+kind: FilterList
+metadata: {name: load}
+spec: {filters: [{from: {node: b}, to: {labels: {load: "yes"}}}]}
+---
+kind: FilterAction
+metadata: {name: protect}
+spec: {action: secure, mode: tunnel, security: [{esp: {encryption: aes128gcm16}}]}
+---
+kind: Authentication
+metadata: {name: fleet}
+spec: {methods: [{psk: {secret: "file:%s"}}]}
+---
+kind: Policy
+metadata: {name: load}
+spec:
+  keyExchange: {suites: [%s]}
+  rules: [{name: all, filters: load, action: protect, authentication: fleet}]
+---
+kind: Assignment
+metadata: {name: b}
+spec: {policy: load, to: b}
+`, fleet.PSK, strings.Join(ikeSuites, ", "))
+	f.Apply(y.String())
+	f.WaitInSync()
+	heap := func() float64 { return f.Keymgrd.Metrics()["go_memstats_heap_alloc_bytes"] }
+	return ikeResponder{
+		name: "testudo", client: p.A.Node, psk: p.A.Node.WriteFile("load.psk", psk),
+		cpu:    []func() uint64{cpuOf(t, f.Keymgrd.Process().PID()), cpuOf(t, f.Worker("b").Process().PID())},
+		memory: func() float64 { f.Keymgrd.CollectGarbage(); return heap() },
+	}
+}
+
+// swanIKE is Debian's charon, set up so that nothing but its speed is measured:
+// no limits on half-open IKE SAs, no cookies, a table for many IKE SAs, no log,
+// and ESP in the plugin kernel-libipsec, whose installation of an SA is a few
+// entries in its own tables. It protects itself, by a mark on its packets: the
+// selectors hold the peers' own addresses, and without it charon would put its
+// IKE messages into the tunnel for ever.
+func swanIKE(t *testing.T) ikeResponder {
+	t.Helper()
+	p, psk := ikePair(t)
+	quiet := "default = -1\n\tike = -1\n\tcfg = -1\n\tknl = -1\n\tesp = -1"
+	s := p.B.Node.StartStrongSwanWith(lab.SwanOptions{ProtectsItself: true, Charon: []string{
+		"threads = 16", "cookie_threshold = 0", "block_threshold = 0", "init_limit_half_open = 0", "init_limit_job_load = 0",
+		"ikesa_table_size = 4096", "ikesa_table_segments = 16", "install_routes = no",
+		"filelog { stderr {\n\t" + quiet + "\n\t} }", "journal {\n\t" + quiet + "\n\t}", "syslog { daemon {\n\t" + quiet + "\n\t} auth {\n\t" + quiet + "\n\t} }",
+	}}, lab.SwanConn{
+		Name: "load", Local: p.B.V4.Addr(), LocalID: "gw.example", RemoteID: "%any", PSK: ipsec.NewSecret([]byte(strings.TrimSpace(psk))),
+		LocalTS: []netip.Prefix{netip.PrefixFrom(p.B.V4.Addr(), 32)}, RemoteTS: []netip.Prefix{netip.MustParsePrefix(ikePeers4)},
+		IKEProposals: ikeSuites, ESPProposals: []string{"aes128gcm16"}, Settings: []string{"unique = never"},
+	})
+	return ikeResponder{
+		name: "charon", client: p.A.Node, psk: p.A.Node.WriteFile("load.psk", psk),
+		cpu:    []func() uint64{cpuOf(t, s.PID())},
+		memory: func() float64 { return float64(residentSet(t, s.PID())) },
+	}
+}
+
+// ikeRound is what one round showed.
+type ikeRound struct {
+	cpu       []float64 // milliseconds for each IKE SA with its CHILD SA, by process
+	perSecond float64
+	p50, p99  float64
+	octets    float64 // of memory for each
+}
+
+func (r ikeResponder) round(t *testing.T, suite string) ikeRound {
+	t.Helper()
+	before := r.memory()
+	start := make([]uint64, len(r.cpu))
+	for i, cpu := range r.cpu {
+		start[i] = cpu()
+	}
+	p := r.client.Start(lab.Command{Args: []string{fleet.Program(t, "testudo"), "bench", "ike", "192.0.2.2", "--psk-file", r.psk,
+		"--local-id", "load-%d", "--remote-id", "gw.example", "--ike", suite, "--esp", "aes128gcm16", "--from", ikePeers4,
+		"--count", strconv.Itoa(ikePeers), "--concurrency", strconv.Itoa(ikeConcurrency), "--hold", "2s", "-o", "json"}})
+	p.WaitOutput("held for", time.Minute)
+	var out ikeRound
+	for i, cpu := range r.cpu {
+		out.cpu = append(out.cpu, float64(cpu()-start[i])/1e6/ikePeers)
+	}
+	out.octets = (r.memory() - before) / ikePeers
+	if err := p.Wait(time.Minute); err != nil {
+		t.Fatalf("%s: testudo bench ike: %v\n%s", r.name, err, p.Output())
+	}
+	_, report, _ := strings.Cut(p.Output(), "{")
+	var load struct {
+		Succeeded, Failed, Lost int
+		SetupsPerSecond         float64
+		P50Ms, P99Ms            float64
+	}
+	if err := json.Unmarshal([]byte("{"+report), &load); err != nil {
+		t.Fatalf("%s: %v in %q", r.name, err, p.Output())
+	}
+	if load.Succeeded != ikePeers || load.Failed != 0 || load.Lost != 0 {
+		t.Fatalf("%s: not all of %d came up and stayed\n%s", r.name, ikePeers, p.Output())
+	}
+	out.perSecond, out.p50, out.p99 = load.SetupsPerSecond, load.P50Ms, load.P99Ms
+	return out
+}
+
+// TestIKE prints a table and one line of figures; `make bench-ike`.
+func TestIKE(t *testing.T) {
+	if os.Getenv(ikeVar) == "" {
+		t.Skipf("%s is not set: `make bench-ike` sets it", ikeVar)
+	}
+	n := rounds(t)
+	rs := []ikeResponder{oursIKE(t), swanIKE(t)}
+	got := map[string][]ikeRound{}
+	key := func(r ikeResponder, suite string) string { return r.name + " " + suite }
+	for i := range n {
+		for _, suite := range ikeSuites {
+			for k := range rs {
+				r := rs[(i+k)%len(rs)]
+				x := r.round(t, suite)
+				got[key(r, suite)] = append(got[key(r, suite)], x)
+				fmt.Printf("round %d of %d  %-8s %-32s %.3f ms CPU %.3f  %5.0f set-ups/s  p50 %.1f ms  p99 %.1f ms  %6.0f octets\n",
+					i+1, n, r.name, suite, sum(x.cpu), x.cpu, x.perSecond, x.p50, x.p99, x.octets)
+			}
+		}
+	}
+	mid := func(r ikeResponder, suite string, f func(ikeRound) float64) float64 {
+		var v []float64
+		for _, x := range got[key(r, suite)] {
+			v = append(v, f(x))
+		}
+		return median(v)
+	}
+	cpu := func(x ikeRound) float64 { return sum(x.cpu) }
+	fmt.Printf("\nmedian of %d, interleaved; %d peers, %d at a time, PSK, one CHILD SA each; initiator and responder on this machine's processors\n", n, ikePeers, ikeConcurrency)
+	fmt.Printf("%-32s %-8s %12s %12s %12s %12s %8s %8s %10s\n", "", "", "CPU ms/SA", "keymgrd", "workerd", "set-ups/s", "p50 ms", "p99 ms", "octets/SA")
+	for _, suite := range ikeSuites {
+		for _, r := range rs {
+			share := []string{"-", "-"}
+			if len(r.cpu) == 2 {
+				for i := range share {
+					share[i] = fmt.Sprintf("%.3f", mid(r, suite, func(x ikeRound) float64 { return x.cpu[i] }))
+				}
+			}
+			fmt.Printf("%-32s %-8s %12.3f %12s %12s %12.0f %8.1f %8.1f %10.0f\n", suite, r.name, mid(r, suite, cpu), share[0], share[1],
+				mid(r, suite, func(x ikeRound) float64 { return x.perSecond }), mid(r, suite, func(x ikeRound) float64 { return x.p50 }),
+				mid(r, suite, func(x ikeRound) float64 { return x.p99 }), mid(r, suite, func(x ikeRound) float64 { return x.octets }))
+		}
+	}
+	fmt.Println("octets: live heap of keymgrd after a collection; growth of charon's resident set, which shows in its first round only")
+	a, b, s := rs[0], rs[1], ikeSuites[0]
+	fmt.Printf("\nbench-ike: ours_cpu_ms=%.3f charon_cpu_ms=%.3f ratio=%.2f setups_per_s=%.0f p99_ms=%.1f bytes_per_sa=%.0f\n",
+		mid(a, s, cpu), mid(b, s, cpu), mid(a, s, cpu)/mid(b, s, cpu), mid(a, s, func(x ikeRound) float64 { return x.perSecond }),
+		mid(a, s, func(x ikeRound) float64 { return x.p99 }), mid(a, s, func(x ikeRound) float64 { return x.octets }))
+}
