@@ -37,7 +37,9 @@ type train struct {
 	skip      int   // transport mode: octets before what is protected
 	skipProto uint8 // and the protocol of what is
 
-	pseudo uint16 // sum of the addresses and the protocol
+	// Sums of what is the same in every segment: the IPv4 header without length,
+	// identification and checksum; addresses and protocol of the pseudo header.
+	ip, pseudo uint16
 }
 
 // newTrain looks at a packet and finishes its checksum when it is a single one.
@@ -73,6 +75,9 @@ func newTrain(b []byte, h *packet.Header, o *netio.Offload, room []byte) (train,
 	t.each = int(o.Segment)
 	t.count = (t.payload + t.each - 1) / t.each
 	t.pseudo = packet.PseudoSum(h.Src(b), h.Dst(b), h.Protocol, 0)
+	if h.Version == 4 {
+		t.ip = packet.Sum(t.head[6:10], packet.Sum(t.head[12:h.Fixed], packet.Sum(t.head[:2], 0)))
+	}
 	return t, packet.WhyOK
 }
 
@@ -118,9 +123,10 @@ func (t *train) segment() (inner []byte, proto uint8) {
 func (t *train) writeHeaders(i int, b []byte) {
 	copy(b, t.head)
 	if t.h.Version == 4 {
-		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
-		binary.BigEndian.PutUint16(b[4:], binary.BigEndian.Uint16(t.head[4:])+uint16(i))
-		packet.SetChecksum4(b)
+		length, id := uint16(len(b)), binary.BigEndian.Uint16(t.head[4:])+uint16(i)
+		binary.BigEndian.PutUint16(b[2:], length)
+		binary.BigEndian.PutUint16(b[4:], id)
+		binary.BigEndian.PutUint16(b[10:], ^packet.Fold(uint32(t.ip)+uint32(length)+uint32(id)))
 	} else {
 		binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
 	}
@@ -139,8 +145,7 @@ func (t *train) writeHeaders(i int, b []byte) {
 		}
 	}
 	up[at], up[at+1] = 0, 0
-	sum := uint32(t.pseudo) + uint32(len(up))
-	c := ^packet.Sum(up, uint16(sum+sum>>16))
+	c := ^packet.Sum(up, packet.Fold(uint32(t.pseudo)+uint32(len(up))))
 	if at == 6 {
 		c = packet.NonZero(c)
 	}

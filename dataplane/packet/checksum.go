@@ -73,6 +73,12 @@ func fold(s uint64) uint16 {
 	return uint16(s)
 }
 
+// Fold brings a sum of few words to 16 bits.
+func Fold(s uint32) uint16 {
+	s = s>>16 + s&0xffff
+	return uint16(s>>16 + s)
+}
+
 // add is the ones' complement sum of two folded sums.
 func add(a, b uint16) uint16 {
 	s := uint32(a) + uint32(b)
