@@ -30,11 +30,18 @@ func (c contender) tcp(t *testing.T, seconds int) stream {
 	return stream{bits / 1e6, (busy(t) - before) / (octets / 1e9)}
 }
 
-// udp64 floods 64-octet datagrams and returns how many a second arrived.
-func (c contender) udp64(t *testing.T, seconds int) float64 {
+// flood is what a flood of datagrams of 64 octets showed.
+type flood struct {
+	pps          float64 // that arrived
+	cpuPerPacket float64 // CPU seconds of the whole machine for one that arrived
+}
+
+// udp64 floods 64-octet datagrams for some seconds.
+func (c contender) udp64(t *testing.T, seconds int) flood {
 	t.Helper()
-	bits, _ := c.iperf(t, seconds, "-u", "-l", "64", "-b", "0")
-	return bits / 8 / 64
+	before := busy(t)
+	bits, octets := c.iperf(t, seconds, "-u", "-l", "64", "-b", "0")
+	return flood{bits / 8 / 64, (busy(t) - before) / (octets / 64)}
 }
 
 // iperf returns the receiver's rate in bit/s and what it received in octets.
@@ -127,7 +134,11 @@ func busy(t *testing.T) float64 {
 	return total / hertz
 }
 
+// median is 0 of nothing.
 func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
 	v = slices.Sorted(slices.Values(v))
 	if len(v)%2 == 1 {
 		return v[len(v)/2]
