@@ -54,6 +54,7 @@ func (c *coalescer) add(p *arrival, k *spd.Key) {
 	}
 	c.total = p.h.Length - headLen
 	c.each = c.total
+	c.push = false
 	if p.h.Protocol == packet.ProtoTCP {
 		up := p.head[p.h.Upper:]
 		c.nextSeq = binary.BigEndian.Uint32(up[4:]) + uint32(c.total)
