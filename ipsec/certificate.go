@@ -20,6 +20,8 @@ type CertificateAuth struct {
 	// RevocationURLs are the prefixes of URLs from which CRLs and OCSP answers
 	// may be fetched; empty for none.
 	RevocationURLs []string
+	// AllowLegacy lets RSA with SHA-1 pass, for peers without RFC 7427.
+	AllowLegacy bool
 }
 
 // Revocation is how far a certificate's revocation status matters. What is known

@@ -16,6 +16,7 @@ const (
 	IdentityIPv6  IdentityKind = 5
 	IdentityDN    IdentityKind = 9  // ID_DER_ASN1_DN, Data is the DER
 	IdentityKeyID IdentityKind = 11 // opaque octets
+	IdentityNull  IdentityKind = 13 // ID_NULL (RFC 7619 §2.2): no octets
 )
 
 // Identity is an IKE identity: its kind and the octets of the ID payload.
@@ -70,6 +71,8 @@ func (i Identity) String() string {
 		}
 	case IdentityKeyID:
 		return "keyid:" + printable(i.Data)
+	case IdentityNull:
+		return "%null"
 	}
 	return fmt.Sprintf("id%d:%x", uint8(i.Kind), i.Data)
 }

@@ -68,12 +68,13 @@ type Template struct {
 	Resources     uint32 // CHILD SAs beside the first, one for each of so many queues (RFC 9611)
 }
 
-// AuthMethod is one way to authenticate, tried in order. Exactly one of its
-// fields is set.
+// AuthMethod is one way to authenticate, tried in order. Exactly one of PSK,
+// Certificate and Null is set.
 type AuthMethod struct {
 	PSK         string // a secret reference, such as file:web-db.psk or vault:secret/path
 	Certificate *CertificateAuth
 	Null        bool // NULL authentication (RFC 7619): only where a policy asks for it by name
+	Side        AuthSide
 }
 
 // Peer is how to reach and authenticate one IKE peer of a node.

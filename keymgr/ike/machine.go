@@ -38,9 +38,13 @@ type Info struct {
 	Path      Path
 	LocalID   string
 	RemoteID  string
-	Suite     ipsec.Suite
-	NAT       string // none, local, remote or both
-	Since     time.Time
-	RekeyAt   time.Time
-	Children  []Child
+	// How each end has proven its identity: psk, null, or a signature scheme such
+	// as ecdsa-sha256.
+	LocalAuth  string
+	RemoteAuth string
+	Suite      ipsec.Suite
+	NAT        string // none, local, remote or both
+	Since      time.Time
+	RekeyAt    time.Time
+	Children   []Child
 }

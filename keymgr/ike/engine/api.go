@@ -95,7 +95,7 @@ type Stats struct {
 	Nacks          uint64
 	Grants         uint64 // leases granted
 	LeasesRefused  uint64 // lease requests answered by a rekey
-	SlowRefused    uint64 // PSK lookups and key exchanges over a pool's bound
+	SlowRefused    uint64 // lookups, signatures and key exchanges over a pool's bound
 	EventsDropped  uint64 // for Watch subscribers that did not keep up
 
 	Workers     uint64 // gauge: attached

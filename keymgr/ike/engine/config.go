@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 )
 
@@ -33,12 +34,14 @@ type Secrets interface { // cred.PSKs is one
 type Config struct {
 	Machines Machines
 	Secrets  Secrets
-	Rand     io.Reader    // crypto/rand; must be safe for concurrent use
-	Log      *slog.Logger // discard
+	// Certificates may be nil: then peers with certificates cannot be served.
+	Certificates cred.Certificates
+	Rand         io.Reader    // crypto/rand; must be safe for concurrent use
+	Log          *slog.Logger // discard
 
 	Shards        int           // GOMAXPROCS
 	Inbox         int           // datagrams waiting per shard: 4096
-	SecretWorkers int           // concurrent PSK lookups: 32
+	SecretWorkers int           // concurrent lookups of secrets and certificates: 32
 	SecretTimeout time.Duration // of one lookup: 5 s
 	PeerQueue     int           // slow jobs waiting per remote address of a node: 64
 	PoolQueue     int           // slow jobs waiting in all, per pool: 16384

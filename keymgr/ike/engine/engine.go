@@ -30,16 +30,17 @@ type Engine struct {
 	ids     atomic.Uint64
 	firstID ipsec.SAID
 
-	index    index
-	half     halfOpen
-	cookies  cookies
-	secrets  *pool
-	kes      *pool
-	watchers watchers
-	failures failures
-	stats    counters
-	panics   logLimit
-	unasked  replyLimit
+	index       index
+	half        halfOpen
+	cookies     cookies
+	secrets     *pool
+	kes         *pool
+	authorities authorities
+	watchers    watchers
+	failures    failures
+	stats       counters
+	panics      logLimit
+	unasked     replyLimit
 
 	mu     sync.RWMutex // guards nodes
 	nodes  map[string]*node

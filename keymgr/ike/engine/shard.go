@@ -187,6 +187,12 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 		s.findPSK(c, f)
 	case ike.NeedKE:
 		s.exchangeKeys(c, f)
+	case ike.NeedAuthorities:
+		s.findAuthorities(c, f)
+	case ike.NeedSignature:
+		s.sign(c, f)
+	case ike.NeedVerification:
+		s.verify(c, f)
 	case ike.Spawn: // adopted before the others
 	case ike.Move:
 		n.move(f.SAs, f.Remote)

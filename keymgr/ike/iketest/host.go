@@ -22,6 +22,9 @@ type Host struct {
 	NAT     *NAT                // in front of this host, or nil
 	Cookies ipsec.Secret        // ask for cookies, when set
 
+	Credentials map[string]Credential // by reference
+	Anchors     map[string]*CA
+
 	// Answer, when set, may change or hold back (nil) an answer to an effect.
 	Answer func(ike.Effect, ike.Event) ike.Event
 
@@ -35,7 +38,7 @@ type Host struct {
 	Done      []string
 	Contacts  int // InitialContact
 	Moves     []ike.Move
-	Needs     map[string]int // NeedPSK, NeedKE
+	Needs     map[string]int // psk, ke, authorities, signature and verification
 	Installed int            // SAs ever installed
 
 	net  *Net
@@ -90,6 +93,7 @@ func (s source) Read(b []byte) (int, error) {
 // Add adds a host.
 func (n *Net) Add(name, addr string, policy *ipsec.NodePolicy) *Host {
 	h := &Host{Name: name, Addr: netip.MustParseAddr(addr), Policy: policy, Secrets: map[string][]string{},
+		Credentials: map[string]Credential{}, Anchors: map[string]*CA{},
 		Drops: map[string]int{}, Needs: map[string]int{}, net: n, init: map[uint64]ike.Machine{}, spi: ipsec.SPI(0x1000 * (len(n.hosts) + 1))}
 	h.env = ike.Env{
 		Rand:     source{rand.New(rand.NewPCG(n.Rand.Uint64(), 2))},
@@ -243,6 +247,15 @@ func (h *Host) handle(m ike.Machine, ev ike.Event) {
 		case ike.NeedKE:
 			h.Needs["ke"]++
 			h.answer(m, e, ikev2.PerformKE(h.env.Rand, e))
+		case ike.NeedAuthorities:
+			h.Needs["authorities"]++
+			h.answer(m, e, h.authorities(e))
+		case ike.NeedSignature:
+			h.Needs["signature"]++
+			h.answer(m, e, h.sign(e))
+		case ike.NeedVerification:
+			h.Needs["verification"]++
+			h.answer(m, e, h.verify(e))
 		case ike.Spawn:
 			h.Machines = append(h.Machines, e.Machine)
 		case ike.Dropped:

@@ -15,6 +15,7 @@ type Side struct {
 	Mode      ipsec.Mode
 	PFS       uint16
 	Secrets   []string
+	Auth      []ipsec.AuthMethod // instead of the pre-shared key
 	LocalID   string
 	RemoteID  string
 	Local     string // prefix
@@ -50,6 +51,9 @@ func (s Side) policy(tb testing.TB, node, local, remote string) *ipsec.NodePolic
 	}
 	p := ipsec.Peer{Name: "peer", Local: []netip.Addr{netip.MustParseAddr(local)}, Remote: []netip.Addr{netip.MustParseAddr(remote)},
 		Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Lifetime: s.Lifetime, DPD: s.DPD, ForceEncap: s.Encap}
+	if s.Auth != nil {
+		p.Auth = s.Auth
+	}
 	for _, e := range s.IKE {
 		p.Proposals = append(p.Proposals, parse(tb, ipsec.ProtocolIKE, e))
 	}

@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -13,64 +14,56 @@ import (
 // several secrets, newest first, so that a secret can be rotated: whoever
 // verifies tries each, whoever speaks first signs with the first.
 
-// pskRefs are the secret references of a profile, in order.
-func pskRefs(p ipsec.Peer) []string {
-	var out []string
-	for _, a := range p.Auth {
-		if a.PSK != "" {
-			out = append(out, a.PSK)
-		}
-	}
-	return out
-}
-
-// needSecret asks for the initiator's secret.
-func (m *Machine) needSecret() {
-	t := m.task
-	refs := pskRefs(m.peer)
-	if len(refs) == 0 {
-		m.fail(m.failure(wire.IKEAuth, WhyNoCredential, "peer "+m.peer.Name+" has no pre-shared key in the policy", "add a psk method to its authentication"))
+// secretsFound is the engine's answer to NeedPSK.
+func (m *Machine) secretsFound(ev ike.PSKs) {
+	p, ok := m.awaited(ev.ID, phaseSecret, phasePeerSecret)
+	if !ok {
 		return
 	}
-	t.phase, t.wait = phaseSecret, m.nextID()
-	m.emit(ike.NeedPSK{ID: t.wait, Refs: refs})
-}
-
-// secretsFound is the engine's answer to either side's question.
-func (m *Machine) secretsFound(ev ike.PSKs) {
 	err := ev.Err
 	if err == nil && len(ev.Secrets) == 0 {
 		err = errors.New("the secret store has no secret for " + m.peer.Name)
 	}
-	if t := m.task; t != nil && t.phase == phaseSecret && t.wait == ev.ID {
-		t.wait = 0
-		if err != nil {
-			m.fail(m.failure(wire.IKEAuth, WhyNoCredential, err.Error(), "check the secret reference of peer "+m.peer.Name+" and the secret store"))
-			return
-		}
+	switch {
+	case p == phasePeerSecret:
+		m.judgeSecret(ev.Secrets, err)
+	case err != nil:
+		m.proveOtherwise(err)
+	case m.initiator:
 		m.first.secrets = ev.Secrets
-		m.sendAuth()
+		m.proveBySecret(ev.Secrets[min(m.secret, len(ev.Secrets)-1)])
+	default:
+		m.proveBySecret(ev.Secrets[0])
+	}
+}
+
+// proveBySecret makes our AUTH payload.
+func (m *Machine) proveBySecret(psk ipsec.Secret) {
+	b, err := suite.AuthPSK(m.prf, psk, m.signedBy(m.initiator, m.ownID()))
+	if err != nil {
+		m.proveOtherwise(err)
 		return
 	}
-	if s := m.serve; s != nil && s.phase == phaseSecret && s.wait == ev.ID {
-		s.wait = 0
-		m.verifyInitiator(ev.Secrets, err)
-	}
+	m.proven(ownAuth{auth: &wire.Auth{Method: wire.AuthSharedKey, Data: b}, name: kindPSK})
 }
 
-// signedBy are the octets that one side's AUTH covers.
-func (m *Machine) signedBy(initiator bool, id []byte) []byte {
-	f := m.first
-	if initiator {
-		return suite.SignedOctets(m.prf, f.request, f.nr, m.keys.SKpi, id)
+// judgeSecret checks the peer's AUTH against each secret that it may have.
+func (m *Machine) judgeSecret(secrets []ipsec.Secret, err error) {
+	msg := m.first.judged
+	if err != nil {
+		m.notProven(WhyNoCredential, err.Error(), "check the secret reference of peer "+m.peer.Name+" and the secret store")
+		return
 	}
-	return suite.SignedOctets(m.prf, f.response, f.ni, m.keys.SKpr, id)
-}
-
-// sign is our AUTH payload.
-func (m *Machine) sign(psk ipsec.Secret, id []byte) (*wire.Auth, error) {
-	b, err := suite.AuthPSK(m.prf, psk, m.signedBy(m.initiator, id))
-	return &wire.Auth{Method: wire.AuthSharedKey, Data: b}, err
+	psk, ok := m.verify(secrets, msg.sender().Body(), msg.auth.Data)
+	if !ok {
+		m.notProven(WhyPeerAuth, fmt.Sprintf("the AUTH value of %s was made with another secret than ours (%d tried)", m.remoteID, len(secrets)),
+			"put the same pre-shared key on both ends")
+		return
+	}
+	if !m.initiator {
+		m.serve.auth.psk = psk // the answer is signed with the same
+	}
+	m.peerProven(kindPSK)
 }
 
 // verify finds the secret that the peer's AUTH was made with. Every secret is

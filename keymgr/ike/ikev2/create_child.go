@@ -464,10 +464,6 @@ func (m *Machine) answerChild(err error) {
 	}
 	if s.auth != nil {
 		m.answerAuth(n, nil)
-		if m.state != stateEstablished {
-			m.dropChild(c, WhyNoCredential)
-			return
-		}
 	} else {
 		m.reply(n.payloads()...)
 	}

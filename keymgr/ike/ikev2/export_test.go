@@ -24,6 +24,8 @@ func (m *Machine) ResealForTest(b []byte, change func(first wire.PayloadType, in
 		return nil
 	}
 	first, inner := change(sk.Inner, inner)
+	defer func(agreed bool) { m.frag.agreed = agreed }(m.frag.agreed)
+	m.frag.agreed = false // the change may have made it larger
 	return m.seal(plain{exchange: h.Exchange, id: h.MessageID, response: h.Response(), first: first, octets: inner})[0]
 }
 
@@ -43,4 +45,10 @@ func (m *Machine) HeldFragmentsForTest() (octets, messages int) {
 		}
 	}
 	return octets, messages
+}
+
+// WithoutHashesForTest makes an initiator one of before RFC 7427, whose first
+// message was b.
+func (m *Machine) WithoutHashesForTest(b []byte) {
+	m.first.request, m.task.datagrams, m.first.offer.ours = b, [][]byte{b}, false
 }

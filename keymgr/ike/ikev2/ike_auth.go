@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -19,46 +20,51 @@ import (
 var ikeAuthRows = []row{
 	{exchange: wire.IKEAuth,
 		required: []wire.PayloadType{wire.TypeIDi, wire.TypeSA, wire.TypeTSi, wire.TypeTSr},
-		optional: []wire.PayloadType{wire.TypeIDr, wire.TypeAUTH, wire.TypeNotify},
+		optional: []wire.PayloadType{wire.TypeIDr, wire.TypeAUTH, wire.TypeCERT, wire.TypeCERTREQ, wire.TypeNotify},
 		handle:   (*Machine).authRequest},
 	{exchange: wire.IKEAuth, response: true,
 		required: []wire.PayloadType{wire.TypeIDr, wire.TypeAUTH, wire.TypeSA, wire.TypeTSi, wire.TypeTSr},
-		optional: []wire.PayloadType{wire.TypeNotify},
+		optional: []wire.PayloadType{wire.TypeCERT, wire.TypeNotify},
 		handle:   (*Machine).authResponse},
 }
 
-// authServe is what the responder keeps of the request while the secret is
-// looked up.
+// authServe is what the responder keeps of the request while it is judged, and
+// its own half is made.
 type authServe struct {
-	idi, idr *wire.ID
-	auth     *wire.Auth
 	msg      *message
-	psk      ipsec.Secret
+	psk      ipsec.Secret // that the initiator has used
+	stranger bool         // nobody we know: the judgement is for show
+	own      ownAuth
+}
+
+// startAuth is the initiator's first step.
+func (m *Machine) startAuth() {
+	if !m.askAuthorities() {
+		m.prove()
+	}
 }
 
 // sendAuth is the initiator's request, with the first CHILD SA.
-func (m *Machine) sendAuth() {
+func (m *Machine) sendAuth(own ownAuth) {
 	t := m.task
-	m.defaultID()
-	id := &wire.ID{PayloadType: wire.TypeIDi, Identity: m.localID}
-	psk := m.first.secrets[min(m.secret, len(m.first.secrets)-1)]
-	auth, err := m.sign(psk, id.Body())
-	if err == nil {
-		t.nego, err = m.propose(t.rule, t.packet, false)
-	}
-	if err != nil {
+	var err error
+	if t.nego, err = m.propose(t.rule, t.packet, false); err != nil {
 		f := m.failure(wire.IKEAuth, WhyPolicy, err.Error(), "check the rule and the peer it names")
 		f.Rule = t.rule
 		m.fail(f)
 		return
 	}
-	ps := []wire.Payload{id}
+	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDi, Identity: m.localID}}, own.certPayloads()...)
+	ps = append(ps, m.certReq()...)
 	if !m.peer.RemoteID.IsZero() {
 		ps = append(ps, &wire.ID{PayloadType: wire.TypeIDr, Identity: m.peer.RemoteID})
 	}
-	ps = append(ps, auth)
+	ps = append(ps, own.auth)
 	if m.announceOnly {
 		ps = append(ps, &wire.Notify{Message: wire.InitialContact})
+	}
+	if m.first.offer.announces {
+		ps = append(ps, m.announce()...)
 	}
 	m.request(wire.IKEAuth, append(ps, t.nego.payloads()...)...)
 }
@@ -70,35 +76,40 @@ func (m *Machine) defaultID() {
 	}
 }
 
-// authRequest is the responder's side: find out who asks, then the secret.
+// authRequest is the responder's side: find out who asks, and whether it is true.
 func (m *Machine) authRequest(msg *message) {
 	m.remoteID = msg.idi.Identity
-	a := &authServe{idi: msg.idi, idr: msg.idr, auth: msg.auth, msg: msg}
-	m.serve.auth = a
-	var method wire.AuthMethod
+	m.serve.auth = &authServe{msg: msg}
 	if msg.auth == nil {
-		m.refuseAuth(WhyUnsupported, "the peer asks for EAP (it sent no AUTH), which is not supported here", "configure a pre-shared key on the peer")
-		return
-	} else if method = msg.auth.Method; method != wire.AuthSharedKey {
-		m.refuseAuth(WhyUnsupported, fmt.Sprintf("the peer authenticates with %s, only psk is supported here", method), "configure a pre-shared key on the peer")
+		m.refuseAuth(WhyUnsupported, "the peer asks for EAP (it sent no AUTH), which is not supported here", "configure a pre-shared key or a certificate on the peer")
 		return
 	}
-	p, ok := m.whoIs(msg.idi.Identity, msg.idr)
+	m.first.offer.read(msg)
+	p, ok := m.whoIs(msg, kindOf(msg.auth.Method))
 	if !ok {
+		// The same work as for somebody we know, so that the time does not tell.
+		m.serve.auth.stranger = true
+		if kindOf(msg.auth.Method) == kindCertificate && m.judgeStranger(msg) {
+			return
+		}
 		m.verify([]ipsec.Secret{m.dummySecret()}, msg.idi.Body(), msg.auth.Data)
-		m.refuseAuth(WhyPeerID, fmt.Sprintf("no peer profile for identity %s at this address (asked for us as %s)", msg.idi.Identity, askedFor(msg.idr)),
-			"add a peer with this remote identity, or correct the identity on the peer")
+		m.refuseStranger()
 		return
 	}
 	m.peer, m.localID = p, p.LocalID
-	refs := pskRefs(p)
-	if len(refs) == 0 {
-		m.verify([]ipsec.Secret{m.dummySecret()}, msg.idi.Body(), msg.auth.Data)
-		m.refuseAuth(WhyNoCredential, "peer "+p.Name+" has no pre-shared key in the policy", "add a psk method to its authentication")
+	m.judge(msg)
+}
+
+// refuseStranger answers somebody without a profile.
+func (m *Machine) refuseStranger() {
+	msg := m.serve.auth.msg
+	if p, ok := m.whoIs(msg, ""); ok {
+		m.refuseAuth(WhyUnsupported, fmt.Sprintf("the peer authenticates with %s, the policy for peer %s accepts %s", msg.auth.Method, p.Name, list(kinds(p, ipsec.AuthMethod.Remote))),
+			"configure one of these on the peer, or add the peer's to our policy")
 		return
 	}
-	m.serve.phase, m.serve.wait = phaseSecret, m.nextID()
-	m.emit(ike.NeedPSK{ID: m.serve.wait, Refs: refs})
+	m.refuseAuth(WhyPeerID, fmt.Sprintf("no peer profile for identity %s at this address (asked for us as %s)", msg.idi.Identity, askedFor(msg.idr)),
+		"add a peer with this remote identity, or correct the identity on the peer")
 }
 
 func askedFor(idr *wire.ID) string {
@@ -108,15 +119,23 @@ func askedFor(idr *wire.ID) string {
 	return idr.Identity.String()
 }
 
-// whoIs finds the candidate whose identities and suites fit. A profile without
-// a remote identity takes anyone who knows its secret.
-func (m *Machine) whoIs(idi ipsec.Identity, idr *wire.ID) (ipsec.Peer, bool) {
+// whoIs finds the candidate whose identities and suites fit, and whose policy
+// accepts a kind of method; "" for any. A profile without a remote identity takes
+// anyone who can prove what it says, within the patterns of its certificates.
+func (m *Machine) whoIs(msg *message, kind string) (ipsec.Peer, bool) {
 	for _, exact := range []bool{true, false} {
 		for _, p := range m.candidates {
-			if p.RemoteID.IsZero() == exact || exact && p.RemoteID != idi {
+			// RFC 7619 §2.2: an identity that is not proven decides nothing.
+			if kind != kindNull && (p.RemoteID.IsZero() == exact || exact && !p.RemoteID.Equal(msg.idi.Identity)) {
 				continue
 			}
-			if idr != nil && !p.LocalID.IsZero() && idr.Identity != p.LocalID {
+			if msg.idr != nil && !p.LocalID.IsZero() && !msg.idr.Identity.Equal(p.LocalID) {
+				continue
+			}
+			if kind != "" && !slices.Contains(kinds(p, ipsec.AuthMethod.Remote), kind) {
+				continue
+			}
+			if kind == kindCertificate && !namedBy(p, msg.idi.Identity) {
 				continue
 			}
 			if allows(p.Proposals, m.suite) {
@@ -125,26 +144,6 @@ func (m *Machine) whoIs(idi ipsec.Identity, idr *wire.ID) (ipsec.Peer, bool) {
 		}
 	}
 	return ipsec.Peer{}, false
-}
-
-// verifyInitiator goes on when the secret is there.
-func (m *Machine) verifyInitiator(secrets []ipsec.Secret, err error) {
-	a := m.serve.auth
-	if err != nil {
-		m.refuseAuth(WhyNoCredential, err.Error(), "check the secret reference of peer "+m.peer.Name+" and the secret store")
-		return
-	}
-	psk, ok := m.verify(secrets, a.idi.Body(), a.auth.Data)
-	if !ok {
-		m.refuseAuth(WhyPeerAuth, fmt.Sprintf("the AUTH value of %s was made with another secret than ours (%d tried)", a.idi.Identity, len(secrets)),
-			"put the same pre-shared key on both ends")
-		return
-	}
-	a.psk = psk
-	if a.msg.notify(wire.InitialContact) != nil {
-		m.emit(ike.InitialContact{Peer: m.peer.Name, RemoteID: m.remoteID})
-	}
-	m.serveChild(a.msg)
 }
 
 // refuseAuth is the one answer to all that is wrong with authentication
@@ -158,14 +157,9 @@ func (m *Machine) refuseAuth(why, detail, advice string) {
 // answerAuth is the responder's response: with the CHILD SA n, or with the notify
 // that refuses it.
 func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
-	m.defaultID()
-	id := &wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}
-	auth, err := m.sign(m.serve.auth.psk, id.Body())
-	if err != nil {
-		m.refuseAuth(WhyNoCredential, err.Error(), "check the secret of peer "+m.peer.Name)
-		return
-	}
-	ps := []wire.Payload{id, auth}
+	own := m.serve.auth.own
+	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}}, own.certPayloads()...)
+	ps = append(ps, own.auth)
 	if refusal != nil {
 		ps = append(ps, refusal)
 	} else {
@@ -179,7 +173,6 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 // authResponse is the initiator's side: the peer proves itself before anything
 // else in the message counts.
 func (m *Machine) authResponse(msg *message) {
-	t := m.task
 	if msg.auth == nil || msg.idr == nil {
 		n := msg.refusal()
 		if n == nil { // a COOKIE, which has no place here
@@ -188,33 +181,31 @@ func (m *Machine) authResponse(msg *message) {
 		}
 		f := m.failure(wire.IKEAuth, n.Message.String(), "the peer refused IKE_AUTH with "+n.Message.String(), "look at the peer's log")
 		if n.Message == wire.AuthenticationFailed {
-			f.Detail = fmt.Sprintf("the peer does not accept us as %s", m.localID)
-			f.Advice = "put the same pre-shared key on both ends, and check that the peer expects this identity"
-			if m.retryWithNextSecret() {
-				f.Advice += "; another secret of ours is tried next"
+			f.Detail = fmt.Sprintf("the peer does not accept us as %s, authenticated with %s", m.localID, m.localAuth)
+			f.Advice = "put the same pre-shared key on both ends, or on the peer the CA of our certificate, and check that the peer expects this identity"
+			if m.retryOtherwise() {
+				f.Advice += "; another secret or method of ours is tried next"
 			}
 		}
 		m.fail(f)
 		return
 	}
 	m.remoteID = msg.idr.Identity
-	switch {
-	case !m.peer.RemoteID.IsZero() && m.remoteID != m.peer.RemoteID:
+	// RFC 7619 §2.2: an identity that is not proven decides nothing.
+	if !m.peer.RemoteID.IsZero() && !m.remoteID.Equal(m.peer.RemoteID) && msg.auth.Method != wire.AuthNull {
 		m.authFailed(WhyPeerID, fmt.Sprintf("the peer says it is %s, the policy wants %s", m.remoteID, m.peer.RemoteID), "correct the identity on one of the ends")
 		return
-	case msg.auth.Method != wire.AuthSharedKey:
-		m.authFailed(WhyUnsupported, fmt.Sprintf("the peer authenticates with %s, only psk is supported here", msg.auth.Method), "configure a pre-shared key on the peer")
-		return
 	}
-	if _, ok := m.verify(m.first.secrets, msg.idr.Body(), msg.auth.Data); !ok {
-		m.authFailed(WhyPeerAuth, fmt.Sprintf("the AUTH value of %s was made with another secret than ours", m.remoteID), "put the same pre-shared key on both ends")
-		return
-	}
-	n := t.nego
+	m.judge(msg)
+}
+
+// authenticated goes on with a responder that is who it says.
+func (m *Machine) authenticated(msg *message) {
+	n := m.task.nego
 	n.ni, n.nr = m.first.ni, m.first.nr
 	m.established()
 	m.emit(ike.Established{})
-	if msg.notify(wire.InitialContact) != nil {
+	if msg.notify(wire.InitialContact) != nil && m.remoteAuth != kindNull {
 		m.emit(ike.InitialContact{Peer: m.peer.Name, RemoteID: m.remoteID})
 	}
 	m.childAnswered(msg)
@@ -230,14 +221,21 @@ func (m *Machine) authFailed(why, detail, advice string) {
 	m.fail(f)
 }
 
-// retryWithNextSecret starts over on a fresh IKE SA with the next secret, when
-// there is one: the peer may not have the newest yet.
-func (m *Machine) retryWithNextSecret() bool {
-	if m.secret+1 >= len(m.first.secrets) {
+// retryOtherwise starts over on a fresh IKE SA with the next secret, when there is
+// one, since the peer may not have the newest yet; else with the next kind of
+// method in the policy.
+func (m *Machine) retryOtherwise() bool {
+	secret, kind := m.secret, m.kind
+	switch {
+	case m.localAuth == kindPSK && secret+1 < len(m.first.secrets):
+		secret++
+	case kind+1 < len(m.ourKinds()):
+		secret, kind = 0, kind+1
+	default:
 		return false
 	}
 	n := NewInitiator(m.env, m.policy, m.peer, m.path)
-	n.secret, n.announceOnly, n.created, n.heard = m.secret+1, m.announceOnly, m.now, m.now
+	n.secret, n.kind, n.announceOnly, n.created, n.heard = secret, kind, m.announceOnly, m.now, m.now
 	n.queue = append([]task{{kind: taskConnect, rule: m.task.rule, packet: m.task.packet}}, m.queue...)
 	m.queue = nil
 	m.emit(ike.Spawn{Machine: n})

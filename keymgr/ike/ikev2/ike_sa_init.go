@@ -25,7 +25,7 @@ var (
 	initRequest = row{exchange: wire.IKESAInit,
 		required: []wire.PayloadType{wire.TypeSA, wire.TypeKE, wire.TypeNonce}, optional: []wire.PayloadType{wire.TypeNotify}}
 	initResponse = row{exchange: wire.IKESAInit, response: true,
-		required: []wire.PayloadType{wire.TypeSA, wire.TypeKE, wire.TypeNonce}, optional: []wire.PayloadType{wire.TypeNotify}}
+		required: []wire.PayloadType{wire.TypeSA, wire.TypeKE, wire.TypeNonce}, optional: []wire.PayloadType{wire.TypeCERTREQ, wire.TypeNotify}}
 )
 
 // refusedWait is how long an unauthenticated refusal waits for a better answer
@@ -42,7 +42,11 @@ type firstContact struct {
 	cookies  int // COOKIE answers followed
 	methods  int // INVALID_KE_PAYLOAD answers followed
 	reply    ike.Path
+	public   []byte // the initiator's half of the key exchange, as the responder has it
 	secrets  []ipsec.Secret
+	offer    authOffer
+	judged   *message // IKE_AUTH of the peer
+	missing  []string // why our methods could not be used
 }
 
 // startConnect is the initiator's first step.
@@ -75,6 +79,7 @@ func (m *Machine) sendInit(err error) {
 	ps = append(ps, offer(m.peer.Proposals, nil), &wire.KE{Method: m.task.half.Method, Data: m.task.half.Public}, &wire.Nonce{Data: f.ni})
 	ps = append(ps, m.natNotifies(m.spiI, 0, m.path)...)
 	ps = append(ps, fragmentationSupported())
+	ps = append(ps, m.hashNotify()...)
 	f.request = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, false), ps)
 	m.transmit(wire.IKESAInit, 0, [][]byte{f.request})
 }
@@ -163,14 +168,17 @@ func (m *Machine) initRequest(msg *message) {
 	}
 	m.state = stateConnecting
 	m.spiR = m.newSPI()
-	m.first = &firstContact{ni: msg.nonce.Data, nr: m.random(32), request: msg.raw, answer: &c, reply: msg.path}
+	m.first = &firstContact{ni: msg.nonce.Data, nr: m.random(32), request: msg.raw, answer: &c, reply: msg.path, public: msg.ke.Data}
+	m.first.offer.read(msg)
 	for _, p := range m.candidates {
 		m.nat.forced = m.nat.forced || forceEncap(m.policy, p)
 	}
 	m.detectNAT(msg)
 	m.frag.agreed = msg.notify(wire.IKEv2FragmentationSupported) != nil
 	m.serve = &serve{exchange: wire.IKESAInit, path: msg.path}
-	m.respond(c.suite.KE.ID, msg.ke.Data)
+	if !m.askAuthorities() {
+		m.respond(c.suite.KE.ID, msg.ke.Data)
+	}
 }
 
 // refuseInit answers without state: the responder's SPI is zero.
@@ -202,6 +210,9 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 	if m.frag.agreed {
 		ps = append(ps, fragmentationSupported())
 	}
+	ps = append(ps, m.certReq()...)
+	ps = append(ps, m.hashNotify()...)
+	ps = append(ps, m.announce()...)
 	f.response = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, true), ps)
 	m.window = window{next: 0, expected: 1}
 	m.emit(ike.Send{Path: f.reply, Data: bytes.Clone(f.response)})
@@ -257,6 +268,7 @@ func (m *Machine) initResponse(msg *message) {
 		return
 	}
 	f.answer, f.nr, f.response = &c, msg.nonce.Data, msg.raw
+	f.offer.read(msg)
 	m.spiR = msg.SPIr
 	m.task.refused = nil
 	m.detectNAT(msg)
@@ -297,5 +309,5 @@ func (m *Machine) initShared(shared ipsec.Secret, err error) {
 	}
 	m.float()
 	m.window = window{next: 1, expected: 0}
-	m.needSecret()
+	m.startAuth()
 }

@@ -44,6 +44,9 @@ type Machine struct {
 	candidates []ipsec.Peer // profiles that the peer may have, until IKE_AUTH tells
 	peer       ipsec.Peer
 	secret     int // which candidate secret the initiator signs with
+	kind       int // which of ourKinds we prove ourselves with
+	localAuth  string
+	remoteAuth string
 
 	state     state
 	initiator bool // original initiator: the I flag of our messages
@@ -180,6 +183,12 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 		m.policyChanged(ev.Policy)
 	case ike.PSKs:
 		m.secretsFound(ev)
+	case ike.Authorities:
+		m.authoritiesFound(ev)
+	case ike.Signed:
+		m.signed(ev)
+	case ike.Verified:
+		m.verified(ev)
 	case ike.KeyExchanged:
 		m.keyExchanged(ev)
 	case ike.Installed:
@@ -273,6 +282,7 @@ func (m *Machine) Info() ike.Info {
 		Node: m.path.Node, Peer: m.peer.Name, Version: 2, Initiator: m.initiator, State: m.stateName(),
 		LocalSPI: m.localSPI(), RemoteSPI: m.spiI ^ m.spiR ^ m.localSPI(), Path: m.path,
 		LocalID: m.localID.String(), RemoteID: m.remoteID.String(), Suite: m.suite, NAT: m.nat.String(),
+		LocalAuth: m.localAuth, RemoteAuth: m.remoteAuth,
 		Since: m.since, RekeyAt: m.rekeyAt,
 	}
 	for _, c := range m.children {

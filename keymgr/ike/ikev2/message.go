@@ -43,6 +43,8 @@ type message struct {
 	idi      *wire.ID
 	idr      *wire.ID
 	auth     *wire.Auth
+	certs    []*wire.Cert
+	certReqs []*wire.CertReq
 	tsi      *wire.TS
 	tsr      *wire.TS
 	notifies []*wire.Notify
@@ -76,6 +78,10 @@ func (r row) index(h wire.Header, ps []wire.Payload) (*message, *wire.Error) {
 			}
 		case *wire.Auth:
 			msg.auth = p
+		case *wire.Cert:
+			msg.certs, once = append(msg.certs, p), false
+		case *wire.CertReq:
+			msg.certReqs, once = append(msg.certReqs, p), false
 		case *wire.TS:
 			if t == wire.TypeTSi {
 				msg.tsi = p

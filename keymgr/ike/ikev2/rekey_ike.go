@@ -214,7 +214,8 @@ func (m *Machine) successor(initiator bool, n *ikeNegotiation, shared ipsec.Secr
 	next := &Machine{
 		env: m.env, policy: m.policy, peer: m.peer, secret: m.secret, initiator: initiator,
 		spiI: n.spi, spiR: n.peerSPI, path: m.path, nat: m.nat, localID: m.localID, remoteID: m.remoteID,
-		frag:    fragmentation{agreed: m.frag.agreed, limit: m.frag.limit},
+		frag:      fragmentation{agreed: m.frag.agreed, limit: m.frag.limit},
+		localAuth: m.localAuth, remoteAuth: m.remoteAuth,
 		created: m.now, now: m.now,
 	}
 	if !initiator {

@@ -24,13 +24,17 @@ const (
 type phase uint8
 
 const (
-	phaseNew        phase = iota
-	phaseKey              // our key pair, or as responder both the public value and the secret
-	phaseSent             // the response
-	phaseShared           // the shared secret
-	phaseSecret           // the pre-shared key
-	phaseInstallIn        // the worker has the inbound SA
-	phaseInstallOut       // the worker has the outbound SA
+	phaseNew         phase = iota
+	phaseKey               // our key pair, or as responder both the public value and the secret
+	phaseSent              // the response
+	phaseShared            // the shared secret
+	phaseSecret            // the pre-shared key we prove ourselves with
+	phaseInstallIn         // the worker has the inbound SA
+	phaseInstallOut        // the worker has the outbound SA
+	phaseAuthorities       // the names of our trust anchors
+	phaseSign              // our signature
+	phasePeerSecret        // the pre-shared keys that the peer may have
+	phaseVerify            // the peer's certificates and signature are checked
 )
 
 // task is an exchange that this side initiates.

@@ -153,7 +153,10 @@ func (a Accepts) takes(s *Scheme) bool {
 	if (a.Hashes != nil) != (s.Method == wire.AuthSignature) || s.Legacy && !a.Legacy {
 		return false
 	}
-	if s.Method == wire.AuthSignature && !slices.Contains(a.Hashes, s.Hash) {
+	if s.Method != wire.AuthSignature {
+		return true
+	}
+	if !slices.Contains(a.Hashes, s.Hash) {
 		return false
 	}
 	return a.Announced == nil || slices.ContainsFunc(a.Announced, func(x wire.Announcement) bool {
