@@ -11,8 +11,8 @@
 // ESP only.
 //
 // Fragments from the TUN travel as they are in tunnel mode on SAs whose ports
-// are ANY, and are reassembled otherwise. Inner fragments from the network must
-// meet selectors whose ports are ANY.
+// are ANY, and are reassembled otherwise. So are inner fragments from the network.
+// A whole IPv6 packet that is too large for a router to forward is cut again.
 //
 // Limits. Transport mode does not carry IPv4 options or IPv6 extension headers
 // that stand before ESP.

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"sync"
@@ -70,7 +71,8 @@ type Engine struct {
 	acquires acquires
 	outw     []*outWorker
 	inw      []*inWorker
-	ident    atomic.Uint32 // of the last IPv4 header made for AH
+	ident    atomic.Uint32 // of the last IPv4 header made for AH, and the last packet cut up
+	mtu      atomic.Int32  // of the TUN
 	stop     chan struct{}
 	wg       sync.WaitGroup
 }
@@ -105,6 +107,8 @@ func New(cfg Config) (*Engine, error) {
 		inID: map[ipsec.SAID]*inSA{},
 		stop: make(chan struct{}),
 	}
+	e.mtu.Store(defaultMTU)
+	e.ident.Store(rand.Uint32())
 	e.acquires.init(e)
 	table, err := spd.Compile(nil, ipsec.ActionBlock)
 	if err != nil {

@@ -41,6 +41,9 @@ type inWorker struct {
 	ah    []ah.OpenJob // instead of jobs, for a socket of AH; nil otherwise
 	gro   coalescer
 
+	fragments reassembler
+	pieces    fragmenter
+
 	counts counts
 }
 
@@ -59,6 +62,7 @@ func newInWorker(e *Engine, s *Socket, t netio.Tun) *inWorker {
 		w.ah = make([]ah.OpenJob, burst)
 	}
 	w.gro.init(t.Writer(), &w.counts, e.cfg.TrainUDP)
+	w.fragments.counts = &w.counts
 	return w
 }
 
@@ -229,10 +233,18 @@ func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 		return why
 	}
 	k := spd.PacketKey(&p.h, p.head, ipsec.Inbound)
-	if why := in.sel.Check(&k); why != packet.WhyOK {
-		if why == packet.WhyInner {
-			in.reportBad(w.e, &p.h, p.head, w.now)
+	switch why := in.sel.Check(&k); {
+	case why == packet.WhyFragment && in.SA().Mode == ipsec.ModeTunnel:
+		// The SA has ports and a fragment has none: the whole packet decides.
+		whole := w.fragments.add(in.SA().ID, p.head, &p.h, w.now)
+		if whole == nil {
+			return packet.WhyOK // it waits, or was counted
 		}
+		return w.deliver(in, &arrival{head: whole}, tos)
+	case why == packet.WhyInner:
+		in.reportBad(w.e, &p.h, p.head, w.now)
+		return why
+	case why != packet.WhyOK:
 		return why
 	}
 	if in.SA().Mode == ipsec.ModeTunnel {
@@ -243,6 +255,9 @@ func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 		// more than its checksum does. What the peer forwards is checked.
 		p.trusted = p.h.Src(p.head) == in.path.Load().remote.Addr()
 		p.head = p.head[:p.h.Length]
+		if p.h.Version == 6 && p.h.Length > int(w.e.mtu.Load()) && !p.h.Fragment() {
+			return w.cutUp(p)
+		}
 	} else if why := p.finish(in.partly); why != packet.WhyOK {
 		return why
 	}

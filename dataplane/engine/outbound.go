@@ -130,7 +130,7 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 		r = w.cache.Put(&k, s.stamp, w.route(s, &k))
 	}
 	if h.Fragment() && (r.why == packet.WhyFragment || r.verdict.Action == ipsec.ActionSecure && !r.carriesFragments(s)) {
-		if whole := w.fragments.add(b, h, w.now); whole != nil {
+		if whole := w.fragments.add(0, b, h, w.now); whole != nil {
 			w.packet(whole, netio.Offload{})
 		}
 		return

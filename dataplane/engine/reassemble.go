@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
 // Bounds of reassembly, for each worker.
@@ -15,16 +16,19 @@ const (
 	maxFragments      = 64 // of one datagram
 )
 
-// reassembler makes whole packets of fragments that arrive on the TUN, for SAs
-// that cannot carry fragments: transport mode (RFC 4303 §3.1.1) and selectors
-// with ports (RFC 4301 §7). Fragments that overlap end the datagram (RFC 5722
-// §4; the same is done for IPv4).
+// reassembler makes whole packets of fragments, so that their rule can be found.
+// Of those from the TUN it takes what SAs cannot carry: transport mode (RFC 4303
+// §3.1.1) and selectors with ports (RFC 4301 §7). Of those from the network it takes
+// what arrives in an SA whose selectors have ports, which only the whole packet can
+// be compared with (RFC 4301 §7.3). Fragments that overlap end the datagram
+// (RFC 5722 §4; the same is done for IPv4).
 type reassembler struct {
 	counts  *counts
 	pending [maxReassembly]datagram
 }
 
 type fragmentKey struct {
+	sa       ipsec.SAID // that brought it: no SA adds to what another one carries
 	src, dst netip.Addr
 	proto    uint8
 	id       uint32
@@ -45,9 +49,9 @@ type fragmentSpan struct{ first, end int }
 
 // add takes a fragment and returns the whole packet with the last one. The
 // packet is good until the next call.
-func (r *reassembler) add(b []byte, h *packet.Header, now int64) []byte {
+func (r *reassembler) add(sa ipsec.SAID, b []byte, h *packet.Header, now int64) []byte {
 	hlen := int(h.Fixed)
-	k := fragmentKey{src: h.Src(b), dst: h.Dst(b), proto: h.Protocol}
+	k := fragmentKey{sa: sa, src: h.Src(b), dst: h.Dst(b), proto: h.Protocol}
 	if h.Version == 4 {
 		k.id = uint32(binary.BigEndian.Uint16(b[4:]))
 	} else {
@@ -62,9 +66,9 @@ func (r *reassembler) add(b []byte, h *packet.Header, now int64) []byte {
 	d := r.find(k, now)
 	data := b[hlen:h.Length]
 	at := int(h.FragmentOffset)
-	if !d.place(at, len(data), h.MoreFragments) {
-		r.drop(d)
-		r.counts.add(packet.WhyFragment, 1)
+	if why := d.place(at, len(data), h.MoreFragments); why != packet.WhyOK {
+		r.drop(d, why)
+		r.counts.add(why, 1)
 		return nil
 	}
 	if at+len(data) > len(d.data) {
@@ -93,20 +97,20 @@ func (r *reassembler) add(b []byte, h *packet.Header, now int64) []byte {
 	return whole
 }
 
-// place records where a fragment lies, and reports whether it may lie there.
-func (d *datagram) place(at, n int, more bool) bool {
+// place records where a fragment lies, if it may lie there.
+func (d *datagram) place(at, n int, more bool) packet.Why {
 	end := at + n
 	switch {
-	case n == 0, end > 65535, more && n%8 != 0, len(d.spans) == maxFragments:
-		return false
-	case d.total >= 0 && (end > d.total || !more):
-		return false
-	case !more && len(d.data) > end:
-		return false
+	case n == 0, end > 65535, more && n%8 != 0:
+		return packet.WhyFragment
+	case len(d.spans) == maxFragments:
+		return packet.WhyFragmentFlood
+	case d.total >= 0 && (end > d.total || !more), !more && len(d.data) > end:
+		return packet.WhyFragmentOverlap
 	}
 	for _, s := range d.spans {
 		if at < s.end && s.first < end {
-			return false
+			return packet.WhyFragmentOverlap
 		}
 	}
 	d.spans = append(d.spans, fragmentSpan{at, end})
@@ -114,7 +118,7 @@ func (d *datagram) place(at, n int, more bool) bool {
 	if !more {
 		d.total = end
 	}
-	return true
+	return packet.WhyOK
 }
 
 // find is the datagram of a key, a fresh one if need be.
@@ -123,7 +127,7 @@ func (r *reassembler) find(k fragmentKey, now int64) *datagram {
 	for i := range r.pending {
 		d := &r.pending[i]
 		if d.used && now-d.since > int64(reassemblyTimeout) {
-			r.drop(d)
+			r.drop(d, packet.WhyFragmentTimeout)
 		}
 		if d.used && d.key == k {
 			return d
@@ -133,7 +137,7 @@ func (r *reassembler) find(k fragmentKey, now int64) *datagram {
 		}
 	}
 	if oldest.used {
-		r.drop(oldest)
+		r.drop(oldest, packet.WhyFragmentFlood)
 	}
 	*oldest = datagram{
 		key: k, since: now, used: true, total: -1,
@@ -143,7 +147,7 @@ func (r *reassembler) find(k fragmentKey, now int64) *datagram {
 }
 
 // drop gives a datagram up, and counts its fragments.
-func (r *reassembler) drop(d *datagram) {
-	r.counts.add(packet.WhyFragment, uint64(len(d.spans)))
+func (r *reassembler) drop(d *datagram, why packet.Why) {
+	r.counts.add(why, uint64(len(d.spans)))
 	d.used = false
 }

@@ -20,12 +20,15 @@ const (
 	WhyHeader     // malformed IP or extension header
 	WhyExtensions // more extension headers, or more octets of them, than we walk
 	WhyTTL        // TTL or hop limit ran out
-	WhyFragment   // a fragment where none is allowed
-	WhyFamily     // an address family that the SA or the backend does not carry
-	WhyNoRoom     // the destination buffer is too short
-	WhyTooBig     // larger than the path MTU and not to be fragmented
-	WhyECN        // outer CE on an inner packet that is not ECN-capable (RFC 6040 §4.2)
-	WhyChecksum   // a checksum that does not verify
+	WhyFragment   // a fragment where none is allowed, or one that cannot be part of a packet
+	WhyFragmentOverlap
+	WhyFragmentTimeout // the rest of the packet did not come
+	WhyFragmentFlood   // more packets in pieces than there is room for, or more pieces
+	WhyFamily          // an address family that the SA or the backend does not carry
+	WhyNoRoom          // the destination buffer is too short
+	WhyTooBig          // larger than the path MTU and not to be fragmented
+	WhyECN             // outer CE on an inner packet that is not ECN-capable (RFC 6040 §4.2)
+	WhyChecksum        // a checksum that does not verify
 
 	// UDP encapsulation.
 	WhyKeepaliveSent // a NAT keepalive of ours (RFC 3948 §4)
@@ -76,13 +79,18 @@ const (
 )
 
 var whyNames = [NumWhys]string{
-	WhyOK:            "ok",
-	WhyTruncated:     "truncated",
-	WhyVersion:       "bad-version",
-	WhyHeader:        "bad-header",
-	WhyExtensions:    "too-many-extensions",
-	WhyTTL:           "ttl-exceeded",
-	WhyFragment:      "fragment",
+	WhyOK:         "ok",
+	WhyTruncated:  "truncated",
+	WhyVersion:    "bad-version",
+	WhyHeader:     "bad-header",
+	WhyExtensions: "too-many-extensions",
+	WhyTTL:        "ttl-exceeded",
+	WhyFragment:   "fragment",
+
+	WhyFragmentOverlap: "fragment-overlap",
+	WhyFragmentTimeout: "fragment-timeout",
+	WhyFragmentFlood:   "fragment-flood",
+
 	WhyFamily:        "wrong-family",
 	WhyNoRoom:        "no-room",
 	WhyTooBig:        "too-big",

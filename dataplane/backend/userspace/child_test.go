@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +29,7 @@ import (
 const roleVariable = "TESTUDO_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "sniff": childSniff}
+	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "sniff": childSniff}
 	name := os.Getenv(roleVariable)
 	if name == "" {
 		os.Exit(m.Run())
@@ -195,6 +197,57 @@ func childDial() error {
 		return err
 	}
 	return swap(c.(*net.TCPConn), 0)
+}
+
+// datagramSize takes several fragments.
+const datagramSize = 20 * len(marker) * 10
+
+// childUDPServe sends datagrams back.
+func childUDPServe() error {
+	c, err := net.ListenPacket("udp", os.Args[1])
+	if err != nil {
+		return err
+	}
+	fmt.Println("ok listening")
+	b := make([]byte, 65536)
+	for {
+		n, from, err := c.ReadFrom(b)
+		if err == nil {
+			_, err = c.WriteTo(b[:n], from)
+		}
+		if err != nil && !errors.Is(err, unix.EMSGSIZE) {
+			return err
+		}
+	}
+}
+
+// childUDPDial sends a datagram until it comes back: one of IPv6 is cut by its
+// source, who has to learn what fits.
+func childUDPDial() error {
+	c, err := net.Dial("udp", os.Args[1])
+	if err != nil {
+		return err
+	}
+	sent := bytes.Repeat([]byte(marker), datagramSize/len(marker))
+	got := make([]byte, 65536)
+	for range 10 {
+		if _, err = c.Write(sent); err != nil {
+			return err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		var n int
+		if n, err = c.Read(got); err != nil {
+			continue
+		}
+		if !bytes.Equal(got[:n], sent) {
+			return fmt.Errorf("%d octets came back that are not the %d sent", n, len(sent))
+		}
+		fmt.Println("ok exchanged")
+		return nil
+	}
+	return err
 }
 
 // swap sends and receives at the same time, and compares.

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
@@ -241,21 +243,7 @@ func TestAFailedStartLeavesNothing(t *testing.T) {
 // The gateway's case: packets that are forwarded, from a subnet behind it.
 func TestAGatewayProtectsASubnet(t *testing.T) {
 	l := newLab(t)
-	// A host behind each gateway.
-	for i, n := range []*node{l.a, l.b} {
-		host := &node{l: l, ns: n.ns + "h"}
-		run(t, "ip", "netns", "add", host.ns)
-		t.Cleanup(func() { run(t, "ip", "netns", "del", host.ns) })
-		run(t, "ip", "link", "add", "lan", "netns", n.ns, "type", "veth", "peer", "name", "eth0", "netns", host.ns)
-		n.run("ip", "addr", "add", fmt.Sprintf("10.%d.9.1/24", i+1), "dev", "lan")
-		n.run("ip", "link", "set", "lan", "up")
-		n.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-		n.run("ip", "route", "add", fmt.Sprintf("10.%d.9.0/24", 2-i), "via", n.peer().v4.String())
-		host.run("ip", "link", "set", "lo", "up")
-		host.run("ip", "addr", "add", fmt.Sprintf("10.%d.9.2/24", i+1), "dev", "eth0")
-		host.run("ip", "link", "set", "eth0", "up")
-		host.run("ip", "route", "add", "default", "via", fmt.Sprintf("10.%d.9.1", i+1))
-	}
+	hostA, hostB := l.hostsBehind()
 	for _, n := range []*node{l.a, l.b} {
 		n.startWorker(Config{})
 		r := secureRule(ipsec.ModeTunnel, n.v4, n.peer().v4)
@@ -273,8 +261,6 @@ func TestAGatewayProtectsASubnet(t *testing.T) {
 		n.worker.do("install", specs)
 	}
 	stop := l.a.sniff()
-	hostA := &node{l: l, ns: l.a.ns + "h"}
-	hostB := &node{l: l, ns: l.b.ns + "h"}
 	hostA.run("ping", "-c", "3", "-i", "0.1", "-W", "2", "10.2.9.2")
 	s := hostB.child("serve", "10.2.9.2:5001")
 	s.must()
@@ -291,6 +277,73 @@ func TestAGatewayProtectsASubnet(t *testing.T) {
 	}
 	if got := l.a.worker.why(packet.WhyClear); got != 1 {
 		t.Errorf("%d packets counted as %s, want 1", got, packet.WhyClear)
+	}
+}
+
+// hostsBehind puts a host behind each node: 10.1.9.2 and 2001:db8:19::2 behind a,
+// 10.2.9.2 and 2001:db8:29::2 behind b.
+func (l *lab) hostsBehind() (a, b *node) {
+	var hosts []*node
+	for i, n := range []*node{l.a, l.b} {
+		host := &node{l: l, ns: n.ns + "h"}
+		run(l.t, "ip", "netns", "add", host.ns)
+		l.t.Cleanup(func() { run(l.t, "ip", "netns", "del", host.ns) })
+		host.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
+		run(l.t, "ip", "link", "add", "lan", "netns", n.ns, "type", "veth", "peer", "name", "eth0", "netns", host.ns)
+		n.run("ip", "addr", "add", fmt.Sprintf("10.%d.9.1/24", i+1), "dev", "lan")
+		n.run("ip", "-6", "addr", "add", fmt.Sprintf("2001:db8:%d9::1/64", i+1), "dev", "lan", "nodad")
+		n.run("ip", "-6", "addr", "add", "fe80::1/64", "dev", "lan", "nodad") // to look for neighbours from
+		n.run("ip", "link", "set", "lan", "up")
+		n.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+		n.run("ip", "route", "add", fmt.Sprintf("10.%d.9.0/24", 2-i), "via", n.peer().v4.String())
+		n.run("ip", "-6", "route", "add", fmt.Sprintf("2001:db8:%d9::/64", 2-i), "via", n.peer().v6.String())
+		host.run("ip", "link", "set", "lo", "up")
+		host.run("ip", "addr", "add", fmt.Sprintf("10.%d.9.2/24", i+1), "dev", "eth0")
+		host.run("ip", "-6", "addr", "add", fmt.Sprintf("2001:db8:%d9::2/64", i+1), "dev", "eth0", "nodad")
+		host.run("ip", "link", "set", "eth0", "up")
+		host.run("ip", "route", "add", "default", "via", fmt.Sprintf("10.%d.9.1", i+1))
+		host.run("ip", "-6", "route", "add", "default", "via", fmt.Sprintf("2001:db8:%d9::1", i+1))
+		hosts = append(hosts, host)
+	}
+	return hosts[0], hosts[1]
+}
+
+// Fragments have no ports: a gateway makes them whole to find their rule, and the
+// other one must not hand on what routers behind it cannot.
+func TestFragmentsThroughAGatewayFindTheirRule(t *testing.T) {
+	l := newLab(t)
+	hostA, hostB := l.hostsBehind()
+	for _, v := range []struct{ a, b, to string }{
+		{"10.1.9.0/24", "10.2.9.0/24", "10.2.9.2:5353"}, {"2001:db8:19::/64", "2001:db8:29::/64", "[2001:db8:29::2]:5353"},
+	} {
+		for _, n := range []*node{l.a, l.b} {
+			n.startWorker(Config{})
+			sel := ipsec.Selector{Local: subnet(v.a), Remote: subnet(v.b)}
+			sel.Local.Protocol, sel.Remote.Protocol = unix.IPPROTO_UDP, unix.IPPROTO_UDP
+			sel.Remote.PortFirst, sel.Remote.PortLast = 5353, 5353
+			if n == l.b {
+				sel.Local, sel.Remote = subnet(v.b), subnet(v.a)
+				sel.Local.Protocol, sel.Remote.Protocol = unix.IPPROTO_UDP, unix.IPPROTO_UDP
+				sel.Local.PortFirst, sel.Local.PortLast = 5353, 5353
+			}
+			r := secureRule(ipsec.ModeTunnel, n.v4, n.peer().v4)
+			r.Selector = sel
+			n.worker.do("policy", n.policy(ipsec.ActionPermit, r))
+			specs := pair{ipsec.ModeTunnel, false, false, false, "aes128gcm16"}.specs(n)
+			for i := range specs {
+				specs[i].Selector = sel
+			}
+			n.worker.do("install", specs)
+		}
+		stop := l.a.sniff()
+		hostB.child("udp-serve", v.to).must()
+		hostA.child("udp-dial", v.to).must()
+		if seen := stop(); seen["cleartext"] != 0 || seen["esp"] == 0 {
+			t.Errorf("%s: on the wire between the gateways: %v, want ESP only", v.to, seen)
+		}
+		for _, n := range []*node{l.a, l.b} {
+			n.worker.do("close", nil)
+		}
 	}
 }
 

@@ -253,6 +253,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 		return err
 	}
 	err := netlink.LinkSetMTU(b.link, mtu)
+	b.Engine.SetMTU(mtu)
 	if err == nil {
 		err = applyRuleset(&b.cfg, p, mtu)
 	}
