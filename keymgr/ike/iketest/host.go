@@ -21,6 +21,7 @@ type Host struct {
 	Secrets map[string][]string // by reference, best first
 	NAT     *NAT                // in front of this host, or nil
 	Cookies ipsec.Secret        // ask for cookies, when set
+	Nonces  [][]byte            // what the next nonces begin with
 
 	Credentials map[string]Credential // by reference
 	Anchors     map[string]*CA
@@ -81,11 +82,18 @@ func (x *NAT) in(a netip.AddrPort) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
-type source struct{ r *rand.Rand }
+type source struct {
+	r *rand.Rand
+	h *Host
+}
 
 func (s source) Read(b []byte) (int, error) {
 	for i := range b {
 		b[i] = byte(s.r.Uint32())
+	}
+	if len(b) == 32 && len(s.h.Nonces) > 0 { // nothing else draws as much
+		copy(b, s.h.Nonces[0])
+		s.h.Nonces = s.h.Nonces[1:]
 	}
 	return len(b), nil
 }
@@ -96,7 +104,7 @@ func (n *Net) Add(name, addr string, policy *ipsec.NodePolicy) *Host {
 		Credentials: map[string]Credential{}, Anchors: map[string]*CA{},
 		Drops: map[string]int{}, Needs: map[string]int{}, net: n, init: map[uint64]ike.Machine{}, spi: ipsec.SPI(0x1000 * (len(n.hosts) + 1))}
 	h.env = ike.Env{
-		Rand:     source{rand.New(rand.NewPCG(n.Rand.Uint64(), 2))},
+		Rand:     source{rand.New(rand.NewPCG(n.Rand.Uint64(), 2)), h},
 		AllocSPI: func() ipsec.SPI { h.spi++; return h.spi },
 		NextID:   func() uint64 { h.id++; return h.id },
 	}

@@ -124,11 +124,8 @@ func (m *Machine) newChild(n *negotiation, shared ipsec.Secret) (uint64, error) 
 func (m *Machine) describe(n *negotiation) *child {
 	c := &child{protocol: n.suite.Protocol, replaces: n.replaces, Child: ike.Child{
 		ID: m.nextID(), Rule: n.rule.Name, Suite: n.suite, Mode: n.mode, Encap: m.nat.encap(), Selectors: n.selectors,
-		In: ipsec.SAID(m.nextID()), Out: ipsec.SAID(m.nextID()), SPIIn: n.spi, SPIOut: n.peerSPI, Since: m.now,
+		In: ipsec.SAID(m.nextID()), Out: ipsec.SAID(m.nextID()), SPIIn: n.spi, SPIOut: n.peerSPI, Since: m.now, Rekeyed: n.rekeyed,
 	}}
-	if old := m.childByID(n.replaces); old != nil {
-		c.Rekeyed = old.Rekeyed + 1
-	}
 	m.children = append(m.children, c)
 	n.child = c
 	return c

@@ -117,7 +117,7 @@ func (m *Machine) remember(spi ipsec.SPI) {
 // also when the peer has replaced or closed its own meanwhile.
 func (m *Machine) lost() bool {
 	n, x := m.task.nego, m.task.crossed
-	return x != nil && lower(n.ni, n.nr, x.ni, x.nr)
+	return x != nil && m.loses(n.ni, n.nr, x.ni, x.nr)
 }
 
 // redundant closes the CHILD SA of the current task, which has lost.
@@ -127,11 +127,18 @@ func (m *Machine) redundant(c *child) {
 	m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: "redundant"})
 }
 
-// lower decides between two rekeys of the same SA: it reports whether the lowest
-// of the four nonces is among the first two. That one is closed by the endpoint
-// that made it (RFC 7296 §2.8.1).
-func lower(ni, nr, otherNi, otherNr []byte) bool {
-	return bytes.Compare(least(ni, nr), least(otherNi, otherNr)) < 0
+// loses decides between two rekeys of the same SA: it reports whether the lowest of
+// the four nonces is in ours, which then is closed by us (RFC 7296 §2.8.1). Nonces
+// that are equal are no chance: somebody repeats ours. Both ends then keep the one
+// of the IKE SA's initiator.
+func (m *Machine) loses(ni, nr, otherNi, otherNr []byte) bool {
+	switch bytes.Compare(least(ni, nr), least(otherNi, otherNr)) {
+	case -1:
+		return true
+	case 0:
+		return !m.initiator
+	}
+	return false
 }
 
 func least(a, b []byte) []byte {

@@ -39,6 +39,7 @@ type negotiation struct {
 	rule      ipsec.Rule
 	mode      ipsec.Mode
 	replaces  uint64 // the CHILD SA that it rekeys
+	rekeyed   uint32 // how many rekeys led to it, this one included
 	old       ipsec.SPI
 
 	proposals []ipsec.Proposal // ours
@@ -127,7 +128,7 @@ func (m *Machine) startChild() {
 		return
 	}
 	if old := m.childByID(t.child); t.kind == taskRekeyChild {
-		n.replaces, n.old = old.ID, old.SPIIn
+		n.replaces, n.rekeyed, n.old = old.ID, old.Rekeyed+1, old.SPIIn
 	}
 	t.nego = n
 	if n.method == ipsec.KENone {
@@ -366,7 +367,7 @@ func (m *Machine) serveChild(msg *message) {
 			m.refuseChild(refusal, nil)
 			return
 		}
-		n.replaces = old.ID
+		n.replaces, n.rekeyed = old.ID, old.Rekeyed+1
 		n.rule.Name = old.Rule
 	}
 	if n.replaces == 0 && len(m.children) >= maxChildren {

@@ -134,7 +134,7 @@ func (m *Machine) rekeyIKEShared(shared ipsec.Secret, err error) {
 	}
 	// Both ends have rekeyed (RFC 7296 §2.8.2): the IKE SA with the lowest nonce
 	// is closed by the end that made it, the other one inherits.
-	if lower(n.ni, n.nr, x.ni, x.nr) {
+	if m.loses(n.ni, n.nr, x.ni, x.nr) {
 		next.queue = []task{{kind: taskDeleteIKE, why: "redundant"}}
 		m.emit(ike.Spawn{Machine: next})
 		if x.machine != nil {
