@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/testudo-ipsec/testudo/dataplane/backend"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
@@ -26,37 +25,10 @@ func (e *Engine) SetPolicy(_ context.Context, p *ipsec.NodePolicy) error {
 		return backend.ErrClosed
 	}
 	e.policy = p
+	e.numberRules(table)
 	e.publish(table, e.byRule(table), make([]hit, len(table.Rules)))
 	e.acquires.keepRules(table)
 	return nil
-}
-
-// byRule lists the outbound SAs of each rule, the newest first. The caller
-// holds mu.
-func (e *Engine) byRule(t *spd.Table) [][]*outSA {
-	index := make(map[string]int, len(t.Rules))
-	for i := range t.Rules {
-		index[t.Rules[i].Name] = i
-	}
-	outs := make([][]*outSA, len(t.Rules))
-	for _, o := range e.outs {
-		if i, ok := index[o.SA().Rule]; ok {
-			outs[i] = append(outs[i], o)
-		}
-	}
-	for _, l := range outs {
-		slices.SortFunc(l, newestFirst)
-	}
-	return outs
-}
-
-// newestFirst orders SAs by falling ID: a key manager's IDs only grow, so the
-// SA of a rekey comes before the one it replaces.
-func newestFirst(a, b *outSA) int {
-	if a.SA().ID > b.SA().ID {
-		return -1
-	}
-	return 1
 }
 
 // Apply implements backend.Backend. All of a batch is checked before any of it
@@ -74,6 +46,7 @@ func (e *Engine) Apply(ops []backend.Op) error {
 	if err := e.sad.Apply(e.cfg.Now(), plan.batch); err != nil {
 		return e.culprit(ops, err)
 	}
+	rules := e.rulesOf(ops)
 	for i, op := range ops {
 		if err := e.do(op, plan); err != nil {
 			// What plan and sad have accepted can fail here only for want of
@@ -92,7 +65,7 @@ func (e *Engine) Apply(ops []backend.Op) error {
 		sa.IntegKey.Wipe()
 	}
 	s := e.state.Load()
-	e.publish(s.table, e.byRule(s.table), s.hits)
+	e.publish(s.table, e.changed(s.outs, rules, plan.batch.Install), s.hits)
 	for _, sa := range plan.batch.Install {
 		if sa.Direction == ipsec.Outbound {
 			e.drain(sa.Rule)

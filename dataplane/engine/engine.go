@@ -59,6 +59,7 @@ type Engine struct {
 	mu         sync.Mutex // the control side; guards what follows
 	outs       map[ipsec.SAID]*outSA
 	policy     *ipsec.NodePolicy
+	number     map[string]int // of a rule in the table, by name
 	stamps     uint64
 	ctl        *outWorker // sends what waited for an SA
 	closed     bool
