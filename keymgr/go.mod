@@ -3,6 +3,7 @@ module github.com/testudo-ipsec/testudo/keymgr
 go 1.26.0
 
 require (
+	github.com/cloudflare/circl v1.6.5
 	github.com/hashicorp/vault/api v1.23.0
 	github.com/testudo-ipsec/testudo/ipsec v0.0.0
 	go.uber.org/goleak v1.3.0

@@ -46,7 +46,7 @@ type privateKey interface {
 }
 
 var keMethods = []KEMethod{
-	{ID: ipsec.KEX25519, InitiatorLen: 32, ResponderLen: 32, ops: x25519},
+	{ID: ipsec.KEX25519, InitiatorLen: 32, ResponderLen: 32, ops: x25519Group{}},
 	{ID: ipsec.KEP256, InitiatorLen: 64, ResponderLen: 64, ops: ecp256},
 	{ID: ipsec.KEP384, Slow: true, InitiatorLen: 96, ResponderLen: 96, ops: ecp384},
 	{ID: ipsec.KEP521, Slow: true, InitiatorLen: 132, ResponderLen: 132, ops: ecp521},

@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// ecdhGroup is Curve25519 (RFC 8031) or an ECP group (RFC 5903).
+// ecdhGroup is an ECP group (RFC 5903).
 type ecdhGroup struct {
 	curve   ecdh.Curve
 	private int  // octets of a private key
@@ -20,7 +20,6 @@ type ecdhGroup struct {
 var uncompressed = []byte{4}
 
 var (
-	x25519 = &ecdhGroup{curve: ecdh.X25519(), private: 32, top: 0xff}
 	ecp256 = &ecdhGroup{curve: ecdh.P256(), private: 32, top: 0xff, prefix: uncompressed}
 	ecp384 = &ecdhGroup{curve: ecdh.P384(), private: 48, top: 0xff, prefix: uncompressed}
 	ecp521 = &ecdhGroup{curve: ecdh.P521(), private: 66, top: 0x01, prefix: uncompressed}
@@ -74,9 +73,7 @@ func respondDH(o keOps, random io.Reader, peer []byte) (public, shared []byte, e
 func (k *ecdhKey) bytes() []byte  { return k.key.Bytes() }
 func (k *ecdhKey) public() []byte { return k.key.PublicKey().Bytes()[len(k.group.prefix):] }
 
-// finish rejects a point that is not on the curve (RFC 6989 §2.3), and with
-// Curve25519 a point of low order, which gives an all-zero secret (RFC 7748
-// §6.1). Non-canonical Curve25519 values are accepted (RFC 8031 §3.2).
+// finish rejects a point that is not on the curve (RFC 6989 §2.3).
 func (k *ecdhKey) finish(peer []byte) ([]byte, error) {
 	point := append(append(make([]byte, 0, len(k.group.prefix)+len(peer)), k.group.prefix...), peer...)
 	pub, err := k.group.curve.NewPublicKey(point)
