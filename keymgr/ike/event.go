@@ -67,6 +67,10 @@ type (
 	// still matches and deletes the CHILD SAs whose rule is gone.
 	PolicyChanged struct{ Policy *ipsec.NodePolicy }
 
+	// Restored is the first event of a machine that was read back after a
+	// restart. Installs that were under way are asked for again, with their IDs.
+	Restored struct{}
+
 	// PSKs answers NeedPSK: candidates, best first; or Err.
 	PSKs struct {
 		ID      uint64
@@ -102,6 +106,7 @@ func (CheckPeer) event()     {}
 func (ChildExpired) event()  {}
 func (ChildActivity) event() {}
 func (PolicyChanged) event() {}
+func (Restored) event()      {}
 func (PSKs) event()          {}
 func (KeyExchanged) event()  {}
 func (Installed) event()     {}

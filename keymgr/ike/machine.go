@@ -16,6 +16,10 @@ type Machine interface {
 	Deadline() time.Time
 	// Info is a snapshot for operators; it holds no secret.
 	Info() Info
+	// Save appends the machine to dst, keys included, so that it can be restored
+	// by another process. False when there is nothing worth it (yet): an IKE SA
+	// that is not authenticated, or gone.
+	Save(dst []byte) ([]byte, bool)
 }
 
 // Env is what a machine takes from outside: randomness, and numbers that are

@@ -30,8 +30,9 @@ var ImportRules = []ImportRule{
 	// wire, suite <- ikev1, ikev2 <- engine; the two versions do not know each other.
 	{"keymgr/ike/wire", []string{"ipsec"}},
 	{"keymgr/ike/suite", []string{"ipsec", "keymgr/ike/wire"}},
-	{"keymgr/ike/ikev1", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite"}},
-	{"keymgr/ike/ikev2", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite"}},
+	{"keymgr/ike/ikev1", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite", "keymgr/archive"}},
+	{"keymgr/ike/ikev2", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite", "keymgr/archive"}},
+	{"keymgr/archive", []string{"ipsec"}},
 
 	// packet, replay, mac <- esp, ah <- sad, spd <- engine <- backend/userspace; netio is a
 	// leaf. engine knows package backend, the contract, but no implementation of it.

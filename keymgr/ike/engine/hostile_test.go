@@ -50,6 +50,7 @@ func (s scripted) Responder(env ike.Env, _ *ipsec.NodePolicy, candidates []strin
 func (m *script) Handle(_ time.Time, ev ike.Event) []ike.Effect { return m.handler(m, ev) }
 func (m *script) Deadline() time.Time                           { return m.deadline }
 func (m *script) Info() ike.Info                                { return m.info }
+func (m *script) Save(dst []byte) ([]byte, bool)                { return dst, false }
 
 // initRequest is an IKE_SA_INIT request with nothing but a nonce.
 func initRequest(spi uint64, first ...wire.Payload) []byte {

@@ -27,6 +27,7 @@ type child struct {
 	replaces uint64
 	wait     uint64    // an Install of the outbound SA outside of a task
 	out      *ipsec.SA // until the worker is asked to install it
+	asked    []asked   // until the worker has answered: saved.go
 	inAsked  bool      // the worker may have it
 	outAsked bool
 	reported bool // ChildUp

@@ -25,7 +25,7 @@ import (
 
 // refusesChild: may a CHILD SA be created or rekeyed by the peer now?
 func (m *Machine) refusesChild() (wire.NotifyType, bool) {
-	if m.state != stateEstablished || m.task != nil && m.task.kind == taskRekeyIKE {
+	if m.restored || m.state != stateEstablished || m.task != nil && m.task.kind == taskRekeyIKE {
 		return wire.TemporaryFailure, true
 	}
 	return 0, false

@@ -65,6 +65,7 @@ type Machine struct {
 
 	first        *firstContact // IKE_SA_INIT, as far as IKE_AUTH needs it
 	announceOnly bool          // send INITIAL_CONTACT
+	restored     bool          // read back after a restart, and no policy has come yet
 
 	window window
 	frag   fragmentation
@@ -192,13 +193,21 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 	case ike.KeyExchanged:
 		m.keyExchanged(ev)
 	case ike.Installed:
+		m.noteInstalled(ev.ID)
 		m.installed(ev)
+	case ike.Restored:
+		m.resume()
 	}
 	m.startNext()
 	return m.effects
 }
 
-func (m *Machine) emit(e ike.Effect) { m.effects = append(m.effects, e) }
+func (m *Machine) emit(e ike.Effect) {
+	if f, ok := e.(ike.Install); ok {
+		m.noteInstall(f)
+	}
+	m.effects = append(m.effects, e)
+}
 
 func (m *Machine) drop(why string) { m.emit(ike.Dropped{Why: why}) }
 

@@ -8,7 +8,7 @@ import (
 
 // policyChanged keeps what the new policy still allows, and closes the rest.
 func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
-	m.policy = policy
+	m.policy, m.restored = policy, false
 	for i := range m.candidates {
 		if p, ok := peerByName(policy, m.candidates[i].Name); ok {
 			m.candidates[i] = p

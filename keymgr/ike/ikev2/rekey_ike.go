@@ -212,7 +212,7 @@ func (m *Machine) answerRekeyIKE(a ike.KeyExchanged) {
 // successor makes the machine of the new IKE SA, without CHILD SAs yet.
 func (m *Machine) successor(initiator bool, n *ikeNegotiation, shared ipsec.Secret) (*Machine, error) {
 	next := &Machine{
-		env: m.env, policy: m.policy, peer: m.peer, secret: m.secret, initiator: initiator,
+		env: m.env, policy: m.policy, restored: m.restored, peer: m.peer, secret: m.secret, initiator: initiator,
 		spiI: n.spi, spiR: n.peerSPI, path: m.path, nat: m.nat, localID: m.localID, remoteID: m.remoteID,
 		frag:      fragmentation{agreed: m.frag.agreed, limit: m.frag.limit},
 		localAuth: m.localAuth, remoteAuth: m.remoteAuth,

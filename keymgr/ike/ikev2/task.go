@@ -142,6 +142,8 @@ func (m *Machine) mayStart(t *task) bool {
 	switch t.kind {
 	case taskRekeyIKE:
 		return m.settled()
+	case taskNewChild, taskRekeyChild:
+		return !m.restored // the rule is not known yet
 	case taskDeleteChild: // not before the peer knows of it, and the worker has answered
 		c := m.childByID(t.child)
 		return c == nil || c.state != childInstalling

@@ -73,6 +73,8 @@ func (m machines) Responder(ike.Env, *ipsec.NodePolicy, []string, ike.Path) (ike
 func (s *script) Deadline() time.Time { return time.Time{} }
 func (s *script) Info() ike.Info      { return s.info }
 
+func (s *script) Save(dst []byte) ([]byte, bool) { return dst, false }
+
 func (s *script) Handle(_ time.Time, ev ike.Event) []ike.Effect {
 	switch ev := ev.(type) {
 	case ike.CreateChild:

@@ -1,0 +1,452 @@
+package ikev2
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/archive"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
+)
+
+// A machine can be written out and read back, so that an IKE SA outlives its key
+// manager. Only one that is authenticated is: what has not come that far is
+// forgotten, and begun again by whoever wants it.
+//
+// What is written is a point to go on from, not a picture of the moment:
+//
+//	a request of the peer that is being answered    is not written: the peer sends
+//	                                                it again, and nothing of it was
+//	                                                answered yet (RFC 7296 §2.1)
+//	a request of ours that was sent                 is written with all that its
+//	                                                response needs, and sent again
+//	one that is not sent yet                        is back in the queue
+//	one whose slow key exchange is being computed   is as it was when it was sent:
+//	                                                the peer repeats its response
+//	an SA that the worker has not acknowledged      is asked for again: child.asked
+//
+// The engine writes before it lets out what Handle asked for, so the peer never
+// knows of a state that is not on the disk. saved_test.go fails for a field that
+// is neither written here nor on its list of those that need not be.
+const savedVersion = 1
+
+// Bounds of what is read back, beside those that the machine keeps to.
+const maxDrains = 4096
+
+// ivJump is how far, at random, a restored machine's IV counter is from the one
+// written. Messages sealed after that need not have been written (the engine
+// skips some), and a copy of the state that is older than the truth must not
+// make an IV be used twice either.
+const ivJump = 1 << 48
+
+// Save appends the machine to dst; false when it is not one to be saved.
+func (m *Machine) Save(dst []byte) ([]byte, bool) {
+	switch m.state {
+	case stateEstablished, stateDeleting, stateReplaced:
+	default:
+		return dst, false
+	}
+	c := archive.Writer(dst)
+	c.Version(savedVersion)
+	m.resumable().archive(c)
+	return c.Octets(), c.Err() == nil
+}
+
+// resumable is a shallow copy of the machine as it is to be resumed.
+func (m *Machine) resumable() *Machine {
+	s := *m
+	if x := m.serve; x != nil && x.child != nil && x.child.child != nil {
+		s.children = slices.DeleteFunc(slices.Clone(m.children), func(c *child) bool { return c == x.child.child })
+	}
+	if m.task == nil {
+		return &s
+	}
+	t := *m.task
+	if x := m.serve; x != nil && x.child != nil && x.child == t.crossed {
+		t.crossed = nil
+	}
+	if x := m.serve; x != nil && x.ike != nil && x.ike == t.crossIKE {
+		t.crossIKE = nil
+	}
+	switch t.phase {
+	case phaseNew, phaseKey:
+		again := task{kind: t.kind, rule: t.rule, packet: t.packet, child: t.child, why: t.why, tries: t.tries}
+		s.task, s.queue = nil, append([]task{again}, m.queue...)
+		return &s
+	case phaseShared:
+		t.phase, t.wait = phaseSent, 0
+	case phaseInstallIn, phaseInstallOut:
+		if t.nego.child.state == childGone { // closed by the peer meanwhile
+			s.task = nil
+			return &s
+		}
+	}
+	s.task = &t
+	return &s
+}
+
+// archive goes through all that is saved.
+func (m *Machine) archive(c *archive.Coder) {
+	archive.Num(c, &m.state)
+	c.Bool(&m.initiator)
+	archive.Num(c, &m.spiI)
+	archive.Num(c, &m.spiR)
+	c.String(&m.path.Node)
+	c.AddrPort(&m.path.Local)
+	c.AddrPort(&m.path.Remote)
+	for _, b := range []*bool{&m.nat.local, &m.nat.remote, &m.nat.forced} {
+		c.Bool(b)
+	}
+	archive.Peer(c, &m.peer)
+	archive.Int(c, &m.secret)
+	archive.Int(c, &m.kind)
+	c.String(&m.localAuth)
+	c.String(&m.remoteAuth)
+	archive.Identity(c, &m.localID)
+	archive.Identity(c, &m.remoteID)
+	m.archiveKeys(c)
+
+	for _, t := range []*time.Time{&m.created, &m.since, &m.rekeyAt, &m.endAt} {
+		c.Time(t)
+	}
+	archive.Num(c, &m.window.next)
+	archive.Num(c, &m.window.expected)
+	archiveDatagrams(c, &m.window.reply)
+	c.Bool(&m.frag.agreed)
+	archive.Int(c, &m.frag.limit)
+
+	archive.Slice(c, &m.children, maxChildren+1, func(c *archive.Coder, v **child) {
+		if c.Reading() {
+			*v = new(child)
+		}
+		(*v).archive(c)
+	})
+	archive.Slice(c, &m.drains, maxDrains, func(c *archive.Coder, d *drain) {
+		archive.Num(c, &d.sa)
+		c.Time(&d.at)
+	})
+	archive.Slice(c, &m.queue, maxQueue+1, func(c *archive.Coder, t *task) { t.archiveWaiting(c) })
+	archive.Ptr(c, &m.task, func(c *archive.Coder, t *task) { t.archive(c, m) })
+}
+
+// archiveKeys: the ciphers and the PRF are made from the keys.
+func (m *Machine) archiveKeys(c *archive.Coder) {
+	archive.Suite(c, &m.suite)
+	k := &m.keys
+	for _, s := range []*ipsec.Secret{&k.SKd, &k.SKai, &k.SKar, &k.SKei, &k.SKer, &k.SKpi, &k.SKpr} {
+		c.Secret(s)
+	}
+	var iv uint64
+	if !c.Reading() {
+		iv = m.tx.NextIV()
+	}
+	archive.Num(c, &iv)
+	if !c.Reading() || c.Err() != nil {
+		return
+	}
+	err := m.useKeys(iv)
+	if err != nil {
+		c.Fail("keys: %w", err)
+	}
+}
+
+func (m *Machine) useKeys(iv uint64) error {
+	var err error
+	if m.prf, err = suite.NewPRF(m.suite.PRF); err != nil {
+		return err
+	}
+	i, r, err := m.keys.Ciphers(m.suite)
+	if err != nil {
+		return err
+	}
+	m.tx, m.rx = r, i
+	if m.initiator {
+		m.tx, m.rx = i, r
+	}
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	next := iv + 1 + binary.BigEndian.Uint64(b[:])%ivJump
+	if next < iv {
+		return fmt.Errorf("IV counter %d is at its end", iv)
+	}
+	return m.tx.SetNextIV(next)
+}
+
+func (x *child) archive(c *archive.Coder) {
+	d := &x.Child
+	archive.Num(c, &d.ID)
+	c.String(&d.Rule)
+	archive.Suite(c, &d.Suite)
+	archive.Num(c, &d.Mode)
+	c.Bool(&d.Encap)
+	archive.Slice(c, &d.Selectors, maxChildren, archive.Selector)
+	archive.Num(c, &d.In)
+	archive.Num(c, &d.Out)
+	archive.Num(c, &d.SPIIn)
+	archive.Num(c, &d.SPIOut)
+	c.Time(&d.Since)
+	archive.Num(c, &d.Rekeyed)
+
+	archive.Num(c, &x.state)
+	archive.Num(c, &x.protocol)
+	archive.Num(c, &x.replaces)
+	archive.Num(c, &x.wait)
+	archive.Ptr(c, &x.out, archive.SA)
+	archive.Slice(c, &x.asked, maxChildren, func(c *archive.Coder, a *asked) {
+		archive.Num(c, &a.id)
+		archive.SA(c, &a.sa)
+	})
+	for _, b := range []*bool{&x.inAsked, &x.outAsked, &x.reported} {
+		c.Bool(b)
+	}
+	c.Time(&x.rekeyAt)
+	c.Time(&x.dieAt)
+}
+
+// archiveWaiting is a task in the queue.
+func (t *task) archiveWaiting(c *archive.Coder) {
+	archive.Num(c, &t.kind)
+	c.String(&t.rule)
+	archive.Ptr(c, &t.packet, archive.Flow)
+	archive.Num(c, &t.child)
+	c.String(&t.why)
+	c.Time(&t.notBefore)
+	archive.Int(c, &t.tries)
+}
+
+// archive is the task under way.
+func (t *task) archive(c *archive.Coder, m *Machine) {
+	t.archiveWaiting(c)
+	c.Time(&t.begun)
+	archive.Num(c, &t.phase)
+	archive.Num(c, &t.wait)
+	t.half.archive(c)
+	archive.Ptr(c, &t.nego, func(c *archive.Coder, n *negotiation) { n.archive(c, m) })
+	archive.Ptr(c, &t.ike, func(c *archive.Coder, n *ikeNegotiation) { n.archive(c) })
+	archive.Ptr(c, &t.crossed, func(c *archive.Coder, n *negotiation) {
+		m.archiveChildRef(c, &n.child)
+		c.Bytes(&n.ni)
+		c.Bytes(&n.nr)
+		c.Bool(&n.void)
+	})
+	archive.Slice(c, &t.dead, maxChildren, archive.Num[ipsec.SPI])
+	archive.Ptr(c, &t.crossIKE, func(c *archive.Coder, n *ikeNegotiation) { n.archive(c) })
+	archive.Num(c, &t.exchange)
+	archive.Num(c, &t.id)
+	p := &t.plain
+	archive.Num(c, &p.exchange)
+	archive.Num(c, &p.id)
+	c.Bool(&p.response)
+	archive.Num(c, &p.first)
+	c.Bytes(&p.octets)
+	archiveDatagrams(c, &t.datagrams)
+}
+
+// archiveDatagrams is a message as it was sent: fragments, or one datagram.
+func archiveDatagrams(c *archive.Coder, v *[][]byte) {
+	archive.Slice(c, v, archive.MaxOctets, (*archive.Coder).Bytes)
+}
+
+func (h *half) archive(c *archive.Coder) {
+	archive.Num(c, &h.Method)
+	c.Bytes(&h.Public)
+	c.Secret(&h.State)
+	if !c.Reading() || c.Err() != nil || h.State.IsZero() {
+		return
+	}
+	k, ok := suite.LookupKE(h.Method)
+	if !ok {
+		c.Fail("key exchange method %d is not implemented", h.Method)
+		return
+	}
+	if k.Slow {
+		return // the engine works with State
+	}
+	p, err := k.Restore(h.State)
+	if err != nil {
+		c.Fail("key exchange: %w", err)
+		return
+	}
+	h.pair = &p
+}
+
+func (n *negotiation) archive(c *archive.Coder, m *Machine) {
+	c.Bool(&n.initiator)
+	archive.Rule(c, &n.rule)
+	archive.Num(c, &n.mode)
+	archive.Num(c, &n.replaces)
+	archive.Num(c, &n.rekeyed)
+	archive.Num(c, &n.old)
+	archive.Slice(c, &n.proposals, maxChildren, archive.Proposal)
+	archive.Suite(c, &n.suite)
+	archive.Num(c, &n.spi)
+	archive.Num(c, &n.peerSPI)
+	archive.Slice(c, &n.local, maxChildren, archive.TrafficSelector)
+	archive.Slice(c, &n.remote, maxChildren, archive.TrafficSelector)
+	archive.Slice(c, &n.selectors, maxChildren, archive.Selector)
+	for _, b := range []*[]byte{&n.ni, &n.nr, &n.nonce, &n.public} {
+		c.Bytes(b)
+	}
+	archive.Num(c, &n.method)
+	archive.Int(c, &n.methods)
+	c.Bool(&n.void)
+	m.archiveChildRef(c, &n.child)
+	if c.Reading() {
+		n.sa = offer(n.proposals, binary.BigEndian.AppendUint32(nil, uint32(n.spi)))
+	}
+}
+
+// archiveChildRef is a pointer to one of the machine's CHILD SAs, by its number.
+func (m *Machine) archiveChildRef(c *archive.Coder, v **child) {
+	var id uint64
+	if x := *v; x != nil && m.childByID(x.ID) == x { // else it is gone
+		id = x.ID
+	}
+	if archive.Num(c, &id); !c.Reading() || id == 0 || c.Err() != nil {
+		return
+	}
+	if *v = m.childByID(id); *v == nil {
+		c.Fail("CHILD SA %d is not there", id)
+	}
+}
+
+func (n *ikeNegotiation) archive(c *archive.Coder) {
+	archive.Num(c, &n.spi)
+	archive.Num(c, &n.peerSPI)
+	c.Bytes(&n.ni)
+	c.Bytes(&n.nr)
+	archive.Int(c, &n.methods)
+	c.Bool(&n.void)
+	archive.Ptr(c, &n.machine, func(c *archive.Coder, next *Machine) {
+		if c.Reading() && len(c.Octets()) > archive.MaxOctets*4 {
+			c.Fail("a machine within a machine of %d octets", len(c.Octets()))
+			return
+		}
+		next.archive(c)
+	})
+}
+
+// Restore reads a machine that Save wrote. It does nothing until its first event,
+// which should be ike.Restored; until a policy comes it has that of no rules, and
+// answers what needs one with TEMPORARY_FAILURE.
+func Restore(env ike.Env, b []byte) (*Machine, error) {
+	m := &Machine{env: defaults(env)}
+	c := archive.Reader(b)
+	c.Version(savedVersion)
+	m.archive(c)
+	if err := c.Done(); err != nil {
+		return nil, err
+	}
+	switch m.state {
+	case stateEstablished, stateDeleting, stateReplaced:
+	default:
+		return nil, fmt.Errorf("archive: an IKE SA in state %d, want one that is authenticated", m.state)
+	}
+	if t := m.task; t != nil {
+		if err := t.check(); err != nil {
+			return nil, err
+		}
+	}
+	for m2 := m; m2 != nil; {
+		m2.env = m.env
+		m2.restored, m2.policy = true, &ipsec.NodePolicy{Node: m.path.Node}
+		if m2.task == nil || m2.task.crossIKE == nil {
+			break
+		}
+		m2 = m2.task.crossIKE.machine
+	}
+	return m, nil
+}
+
+// check refuses what no machine writes, and its handlers would stumble over.
+func (t *task) check() error {
+	bad := false
+	switch t.kind {
+	case taskConnect, taskNewChild, taskRekeyChild:
+		bad = t.nego == nil || len(t.nego.proposals) == 0 || t.phase != phaseSent && t.nego.child == nil
+	case taskRekeyIKE:
+		bad = t.ike == nil || t.phase != phaseSent
+	case taskDeleteChild, taskDeleteIKE, taskLiveness:
+		bad = t.phase != phaseSent
+	default:
+		bad = true
+	}
+	if t.kind == taskConnect && t.phase == phaseSent || t.crossIKE != nil && t.crossIKE.machine == nil {
+		bad = true
+	}
+	if t.phase != phaseSent && t.phase != phaseInstallIn && t.phase != phaseInstallOut {
+		bad = true
+	}
+	if bad {
+		return fmt.Errorf("archive: a task of kind %d in phase %d lacks what it goes on with", t.kind, t.phase)
+	}
+	return nil
+}
+
+// resume is the first event of a restored machine: what was under way goes on.
+func (m *Machine) resume() {
+	// Peers are not asked for a sign of life all at once.
+	m.heard = m.now.Add(-m.below(m.peer.DPD))
+	if t := m.task; t != nil && t.phase == phaseSent {
+		t.sendAt = m.now.Add(m.below(retransmitFirst))
+	}
+	for _, c := range m.children {
+		var ids []uint64
+		for _, a := range c.asked {
+			if !slices.Contains(ids, a.id) {
+				ids = append(ids, a.id)
+			}
+		}
+		for _, id := range ids {
+			m.askAgain(c, id)
+		}
+	}
+}
+
+// askAgain repeats an Install effect that was not answered. Whoever waited for it
+// does so again, but a request of the peer: then the CHILD SA does.
+func (m *Machine) askAgain(c *child, id uint64) {
+	var sas []ipsec.SA
+	for _, a := range c.asked {
+		if a.id == id {
+			sas = append(sas, a.sa)
+		}
+	}
+	if (m.task == nil || m.task.wait != id) && c.wait != id {
+		c.wait = id
+	}
+	m.effects = append(m.effects, ike.Install{ID: id, SAs: sas})
+}
+
+// asked is an SA that the worker was asked to install and has not acknowledged. It
+// holds the keys, which are the worker's alone afterwards, for a restart before that.
+type asked struct {
+	id uint64 // of the Install effect
+	sa ipsec.SA
+}
+
+// noteInstall keeps what is asked of the worker.
+func (m *Machine) noteInstall(f ike.Install) {
+	for _, sa := range f.SAs {
+		if c := m.childByID(sa.Child); c != nil {
+			c.asked = append(c.asked, asked{f.ID, sa})
+		}
+	}
+}
+
+// noteInstalled forgets it when the worker has answered.
+func (m *Machine) noteInstalled(id uint64) {
+	for _, c := range m.children {
+		c.asked = slices.DeleteFunc(c.asked, func(a asked) bool { return a.id == id })
+		if len(c.asked) == 0 {
+			c.asked = nil
+		}
+	}
+}
+
+// Restore reads a machine of this version back.
+func (Machines) Restore(env ike.Env, b []byte) (ike.Machine, error) { return Restore(env, b) }
