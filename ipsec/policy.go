@@ -89,6 +89,7 @@ type Peer struct {
 	Lifetime   time.Duration // of the IKE SA
 	DPD        time.Duration // liveness check when idle this long; 0 for never
 	ForceEncap bool
+	Mobike     bool // RFC 4555, when the peer has it too
 }
 
 // Version orders states of a policy store. A feed's versions are comparable

@@ -47,6 +47,9 @@ type (
 		Path Path
 	}
 
+	// AddressesChanged says that the host has other addresses than before.
+	AddressesChanged struct{}
+
 	// BadSelectors says that an inbound SA carried a packet outside its
 	// selectors, at most once a second for an SA (RFC 4301 §5.2: the key
 	// manager may send INVALID_SELECTORS).
@@ -60,10 +63,11 @@ type (
 	Failed struct{ Err error }
 )
 
-func (Acquire) event()      {}
-func (IKE) event()          {}
-func (Expire) event()       {}
-func (NeedLease) event()    {}
-func (PeerMoved) event()    {}
-func (BadSelectors) event() {}
-func (Failed) event()       {}
+func (Acquire) event()          {}
+func (IKE) event()              {}
+func (Expire) event()           {}
+func (NeedLease) event()        {}
+func (PeerMoved) event()        {}
+func (AddressesChanged) event() {}
+func (BadSelectors) event()     {}
+func (Failed) event()           {}

@@ -47,12 +47,14 @@ type (
 	// Spawn hands over the machine of the IKE SA that replaces this one.
 	Spawn struct{ Machine Machine }
 
-	// Move reports that the peer's address or port has changed (RFC 7296
-	// §2.23, dynamic address update): the outbound SAs named go to Remote from
-	// now on. It is not answered.
+	// Move reports that an address or a port has changed (RFC 7296 §2.23, dynamic
+	// address update; RFC 4555 §3.5): the SAs named have these outer addresses
+	// and this encapsulation from now on. It is not answered.
 	Move struct {
 		SAs    []ipsec.SAID
-		Remote netip.AddrPort
+		Local  netip.Addr
+		Remote netip.Addr
+		Encap  *ipsec.UDPEncap
 	}
 
 	// InitialContact reports that the authenticated peer has no other IKE SA

@@ -63,6 +63,9 @@ type (
 	// proof of liveness (RFC 7296 §2.4).
 	ChildActivity struct{ Received time.Time }
 
+	// Addresses are this node's at present, best first (RFC 4555 §3.5).
+	Addresses struct{ Local []netip.Addr }
+
 	// PolicyChanged replaces the node's policy snapshot. The machine keeps what
 	// still matches and deletes the CHILD SAs whose rule is gone.
 	PolicyChanged struct{ Policy *ipsec.NodePolicy }
@@ -105,6 +108,7 @@ func (Terminate) event()     {}
 func (CheckPeer) event()     {}
 func (ChildExpired) event()  {}
 func (ChildActivity) event() {}
+func (Addresses) event()     {}
 func (PolicyChanged) event() {}
 func (Restored) event()      {}
 func (PSKs) event()          {}

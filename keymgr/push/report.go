@@ -59,6 +59,9 @@ type (
 	// Expire says that an SA met a limit.
 	Expire struct{ ipsec.Expiry }
 
+	// Addresses are those the worker can send from, from now on.
+	Addresses struct{ Local []netip.Addr }
+
 	// Counters are totals since the worker installed each SA.
 	Counters struct{ SAs []ipsec.SACounters }
 
@@ -76,3 +79,4 @@ func (Datagram) report()     {}
 func (Expire) report()       {}
 func (Counters) report()     {}
 func (LeaseRequest) report() {}
+func (Addresses) report()    {}

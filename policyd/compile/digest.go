@@ -68,6 +68,7 @@ func PeerVersion(p *ipsec.Peer) string {
 	d.number(uint64(p.Lifetime))
 	d.number(uint64(p.DPD))
 	d.flag(p.ForceEncap)
+	d.flag(p.Mobike)
 	return d.sum()
 }
 

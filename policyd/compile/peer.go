@@ -51,6 +51,7 @@ func (b *builder) peer(j job, t target) string {
 		b.peers[name] = p
 	}
 	p.ForceEncap = p.ForceEncap || j.action.Template.ForceEncap
+	p.Mobike = p.Mobike || b.policy.KeyExchange.Mobike && j.action.Template.Mode == ipsec.ModeTunnel
 	return name
 }
 

@@ -33,8 +33,12 @@ func Text(p ipsec.NodePolicy) string {
 		if len(x.Remote) == 0 {
 			remote = "anybody (answers only)"
 		}
-		fmt.Fprintf(&w, "peer %s: %s (%s) to %s (%s)\n    %s, life %s, dpd %s", x.Name, join(x.Local), x.LocalID, remote, x.RemoteID,
-			join(x.Proposals), x.Lifetime, dpd(x.DPD))
+		mobike := ""
+		if x.Mobike {
+			mobike = ", mobike"
+		}
+		fmt.Fprintf(&w, "peer %s: %s (%s) to %s (%s)\n    %s, life %s, dpd %s%s", x.Name, join(x.Local), x.LocalID, remote, x.RemoteID,
+			join(x.Proposals), x.Lifetime, dpd(x.DPD), mobike)
 		for _, a := range x.Auth {
 			fmt.Fprintf(&w, ", psk %s", a.PSK)
 		}

@@ -23,6 +23,7 @@ type KeyExchange struct {
 	Suites   []ipsec.Proposal // in order of preference
 	Lifetime time.Duration
 	DPD      time.Duration // 0 for never
+	Mobike   bool          // RFC 4555, with peers of tunnel-mode rules
 }
 
 // DefaultKeyExchange is what a policy has that says nothing of IKE. The second
@@ -34,6 +35,7 @@ var DefaultKeyExchange = KeyExchange{
 	},
 	Lifetime: 4 * time.Hour,
 	DPD:      30 * time.Second,
+	Mobike:   true,
 }
 
 // Rule applies an action to the traffic of a filter list.
@@ -129,6 +131,7 @@ func readKeyExchange(v value) KeyExchange {
 		}},
 		key{"lifetime", false, func(v value) { k.Lifetime = v.duration(time.Minute, 30*24*time.Hour) }},
 		key{"dpd", false, func(v value) { k.DPD = v.duration(0, 24*time.Hour) }},
+		key{"mobike", false, func(v value) { k.Mobike = v.boolean() }},
 	)
 	return k
 }

@@ -61,5 +61,5 @@ func twice(rows ...scenario) []scenario {
 }
 
 func scenarios() []scenario {
-	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), networks(), extras(), fragments())
+	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), networks(), mobike(), extras(), fragments())
 }

@@ -28,6 +28,8 @@ type Backend struct {
 	events chan backend.Event
 	lost   atomic.Uint64
 
+	addresses *addressWatch
+
 	mu     sync.Mutex
 	policy *ipsec.NodePolicy
 	warned bool
@@ -99,6 +101,10 @@ func Start(ctx context.Context, cfg Config) (*Backend, error) {
 	if err := routeIntoTun(&b.cfg, b.link); err != nil {
 		return fail(err)
 	}
+	if b.addresses, err = watchAddresses(cfg.Device, b.addressesChanged); err != nil {
+		return fail(err)
+	}
+	undo = append(undo, func() error { b.addresses.close(); return nil })
 	ec := engine.Config{Sockets: sockets, Emit: b.emit, TrainUDP: tunFeatures.USO, FallbackFor: cfg.FallbackFor}
 	for i, c := range clear {
 		if c != nil {
@@ -341,6 +347,7 @@ func (b *Backend) Close() error {
 			// that would go in clear a moment later anyway.
 			errs = append(errs, removeRuleset(&b.cfg), removeRouting(&b.cfg))
 		}
+		b.addresses.close()
 		errs = append(errs, b.Engine.Close())
 		b.emitMu.Lock()
 		b.closed = true

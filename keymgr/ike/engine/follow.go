@@ -2,9 +2,9 @@ package engine
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
-	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/push"
 )
@@ -27,13 +27,61 @@ func (n *node) initialContact(c *cell, f ike.InitialContact) {
 	}
 }
 
-// move sends what goes out on some SAs to another address or port from now on. An
-// SA that cannot be put there is replaced.
-func (n *node) move(ids []ipsec.SAID, to netip.AddrPort) {
+// setAddresses takes note of what the worker can send from, and tells the machines.
+func (n *node) setAddresses(local []netip.Addr) {
+	fresh := make([]netip.Addr, len(local)) // machines keep it
+	for i, a := range local {
+		fresh[i] = a.Unmap()
+	}
+	if slices.Equal(fresh, n.addresses) {
+		return
+	}
+	n.addresses = fresh
+	n.tellAllAddresses()
+}
+
+// usable are the addresses to talk from: the policy's as far as the host has them,
+// and when it has none of them, it has moved, and any of its own.
+func (n *node) usable() []netip.Addr {
+	var out []netip.Addr
+	if n.policy != nil {
+		for _, a := range n.policy.Addresses {
+			if slices.Contains(n.addresses, a.Unmap()) {
+				out = append(out, a.Unmap())
+			}
+		}
+	}
+	if len(out) == 0 {
+		return n.addresses
+	}
+	return out
+}
+
+// tellAllAddresses tells the machines when the usable addresses are others.
+func (n *node) tellAllAddresses() {
+	usable := n.usable()
+	if !n.mobile || slices.Equal(usable, n.told) {
+		return
+	}
+	n.told = usable
+	for c := range n.cells {
+		n.tellAddresses(c)
+	}
+}
+
+func (n *node) tellAddresses(c *cell) {
+	if n.mobile {
+		c.post(ike.Addresses{Local: n.told})
+	}
+}
+
+// move gives some SAs other outer addresses or ports. An SA that cannot be put
+// there is replaced.
+func (n *node) move(f ike.Move) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, id := range ids {
-		op, err := n.sadb.Move(time.Now(), id, to)
+	for _, id := range f.SAs {
+		op, err := n.sadb.Move(time.Now(), id, f.Local, f.Remote, f.Encap)
 		switch {
 		case err != nil:
 			n.rekeyChildOf(id)

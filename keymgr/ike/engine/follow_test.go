@@ -54,7 +54,8 @@ func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
 		case !ok:
 			return nil
 		case out != 0:
-			return []ike.Effect{ike.Move{SAs: []ipsec.SAID{out, out + 1000}, Remote: to}} // the second is gone already
+			return []ike.Effect{ike.Move{SAs: []ipsec.SAID{out, out + 1000}, Local: d.Path.Local.Addr(), Remote: to.Addr(),
+				Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: to.Port()}}} // the second is gone already
 		}
 		out = ipsec.SAID(m.env.NextID())
 		sa := ipsec.SA{ID: out, Direction: ipsec.Outbound, SPI: 4096, Rule: "rule-0", Child: 1,

@@ -134,6 +134,7 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 		n.e.stats.machines.Add(1)
 		p.connecting = c
 		t.assign(c, rule)
+		n.tellAddresses(c)
 		c.post(ike.CreateChild{Rule: rule, Packet: flow})
 	}
 	n.talks[rule] = t

@@ -28,12 +28,14 @@ type node struct {
 	profiles  map[string]*ipsec.Peer
 	byRemote  map[netip.Addr][]string
 	anyRemote []string
+	mobile    bool // a profile has MOBIKE: its machines want to know the addresses
 
 	// The worker, and what is on its way to it.
 	session   *Session
 	seen      bool // a worker has been here
 	since     time.Time
 	addresses []netip.Addr
+	told      []netip.Addr // what machines know of them
 	software  string
 	lastNack  string
 	sadb      *sadb.Node
@@ -110,6 +112,7 @@ func (n *node) peer(name string) *peer {
 func (n *node) addCell(c *cell, policy *ipsec.NodePolicy) {
 	n.mu.Lock()
 	n.cells[c] = true
+	n.tellAddresses(c)
 	if n.policy != policy {
 		c.post(ike.PolicyChanged{Policy: n.policy}) // it changed meanwhile
 	}

@@ -29,6 +29,7 @@ func (e *Engine) SetPolicy(node string, p *ipsec.NodePolicy) {
 	n.profiles = make(map[string]*ipsec.Peer, len(p.Peers))
 	n.byRemote = make(map[netip.Addr][]string)
 	n.anyRemote = nil
+	n.mobile = slices.ContainsFunc(p.Peers, func(q ipsec.Peer) bool { return q.Mobike })
 	for i := range p.Rules {
 		n.rules[p.Rules[i].Name] = &p.Rules[i]
 	}
@@ -42,6 +43,7 @@ func (e *Engine) SetPolicy(node string, p *ipsec.NodePolicy) {
 			n.anyRemote = append(n.anyRemote, q.Name)
 		}
 	}
+	n.tellAllAddresses()
 	if old != nil {
 		changed := n.changedPeers(oldRules, oldProfiles)
 		for c := range n.cells {
@@ -106,10 +108,22 @@ func (n *node) path(p *ipsec.Peer, attempt int) (ike.Path, bool) {
 	if len(locals) == 0 {
 		locals = n.addresses
 	}
-	var pairs [][2]netip.Addr
-	for _, r := range p.Remote {
+	pairs := n.pairs(locals, p.Remote)
+	if len(pairs) == 0 && p.Mobike {
+		pairs = n.pairs(n.usable(), p.Remote) // the host has moved
+	}
+	if len(pairs) == 0 {
+		return ike.Path{}, false
+	}
+	pair := pairs[attempt%len(pairs)]
+	return ike.Path{Node: n.name, Local: netip.AddrPortFrom(pair[0], 500), Remote: netip.AddrPortFrom(pair[1], 500)}, true
+}
+
+// pairs are the addresses of one family to talk from and to. What the policy gives
+// and the worker does not have cannot be sent from.
+func (n *node) pairs(locals, remotes []netip.Addr) (pairs [][2]netip.Addr) {
+	for _, r := range remotes {
 		for _, l := range locals {
-			// What the policy gives and the worker does not have cannot be sent from.
 			if len(n.addresses) != 0 && !slices.Contains(n.addresses, l.Unmap()) {
 				continue
 			}
@@ -118,11 +132,7 @@ func (n *node) path(p *ipsec.Peer, attempt int) (ike.Path, bool) {
 			}
 		}
 	}
-	if len(pairs) == 0 {
-		return ike.Path{}, false
-	}
-	pair := pairs[attempt%len(pairs)]
-	return ike.Path{Node: n.name, Local: netip.AddrPortFrom(pair[0], 500), Remote: netip.AddrPortFrom(pair[1], 500)}, true
+	return pairs
 }
 
 // replaceOrphans plans fresh negotiations for SAs that no machine looks after,

@@ -39,10 +39,7 @@ func (e *Engine) Attach(hello push.Hello, link push.Link) (*Session, error) {
 	s := &Session{node: n, link: link}
 	n.session, n.seen, n.since, n.nonce = s, true, now, 0
 	n.software = hello.Software
-	n.addresses = n.addresses[:0:0]
-	for _, a := range hello.Addresses {
-		n.addresses = append(n.addresses, a.Unmap())
-	}
+	n.setAddresses(hello.Addresses)
 	plan := n.sadb.Attach(now, hello.Incarnation, hello.Inventory)
 	for _, op := range plan.Ops {
 		x := &errand{}
@@ -150,6 +147,8 @@ func (s *Session) Handle(r push.Report) {
 		n.nack(r.Nonce, r.Op, r.Why)
 	case push.Acquire:
 		n.acquire(s, r.ID, r.Rule, r.Flow)
+	case push.Addresses:
+		n.setAddresses(r.Local)
 	case push.Expire:
 		n.expire(r.Expiry)
 	case push.Counters:

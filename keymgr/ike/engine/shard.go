@@ -195,7 +195,7 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 		s.verify(c, f)
 	case ike.Spawn: // adopted before the others
 	case ike.Move:
-		n.move(f.SAs, f.Remote)
+		n.move(f)
 	case ike.InitialContact:
 		n.initialContact(c, f)
 	case ike.Dropped:

@@ -17,6 +17,7 @@ import (
 type Host struct {
 	Name    string
 	Addr    netip.Addr
+	Also    []netip.Addr // further addresses
 	Policy  *ipsec.NodePolicy
 	Secrets map[string][]string // by reference, best first
 	NAT     *NAT                // in front of this host, or nil
@@ -118,6 +119,7 @@ func (h *Host) Connect(rule string, packet *ipsec.Flow) *ikev2.Machine {
 	m := ikev2.NewInitiator(h.env, h.Policy, p, ike.Path{Node: h.Name,
 		Local: netip.AddrPortFrom(h.Addr, 500), Remote: netip.AddrPortFrom(p.Remote[0], 500)})
 	h.Machines = append(h.Machines, m)
+	h.handle(m, h.addresses())
 	h.handle(m, ike.CreateChild{Rule: rule, Packet: packet})
 	return m
 }
@@ -143,6 +145,10 @@ func (h *Host) Do(ev ike.Event) {
 
 // Tell gives an event to a machine.
 func (h *Host) Tell(m ike.Machine, ev ike.Event) { h.handle(m, ev) }
+
+func (h *Host) addresses() ike.Addresses {
+	return ike.Addresses{Local: append([]netip.Addr{h.Addr}, h.Also...)}
+}
 
 // Children are the CHILD SAs of all machines.
 func (h *Host) Children() []ike.Child {
@@ -195,6 +201,7 @@ func (h *Host) deliver(p Packet) {
 	m := ikev2.NewResponder(h.env, h.Policy, h.Policy.Peers, path)
 	h.Machines = append(h.Machines, m)
 	h.init[hd.SPIi] = m
+	h.handle(m, h.addresses())
 	h.handle(m, ev)
 }
 
@@ -286,12 +293,25 @@ func (h *Host) handle(m ike.Machine, ev ike.Event) {
 	}
 }
 
+func (h *Host) has(a netip.Addr) bool { return a == h.Addr || slices.Contains(h.Also, a) }
+
+// Readdress changes a host's addresses and tells its machines.
+func (h *Host) Readdress(addrs ...string) {
+	var all []netip.Addr
+	for _, a := range addrs {
+		all = append(all, netip.MustParseAddr(a))
+	}
+	h.Addr, h.Also = all[0], all[1:]
+	for _, m := range slices.Clone(h.Machines) {
+		h.handle(m, ike.Addresses{Local: all})
+	}
+}
+
 func (h *Host) move(e ike.Move) {
 	h.Moves = append(h.Moves, e)
 	for i := range h.SAs {
 		if slices.Contains(e.SAs, h.SAs[i].ID) {
-			h.SAs[i].Remote = e.Remote.Addr()
-			h.SAs[i].Encap = &ipsec.UDPEncap{LocalPort: h.SAs[i].Encap.LocalPort, RemotePort: e.Remote.Port()}
+			h.SAs[i].Local, h.SAs[i].Remote, h.SAs[i].Encap = e.Local, e.Remote, e.Encap
 		}
 	}
 }
@@ -316,6 +336,10 @@ func (h *Host) answer(m ike.Machine, e ike.Effect, ev ike.Event) {
 
 func (h *Host) send(m ike.Machine, e ike.Send) {
 	src := e.Path.Local
+	if !h.has(src.Addr()) {
+		h.Drops["not our address"]++
+		return
+	}
 	if h.NAT != nil {
 		src = h.NAT.out(src)
 	}
@@ -326,7 +350,7 @@ func (h *Host) send(m ike.Machine, e ike.Send) {
 		p.Text = wire.Describe(hd, ps)
 	}
 	for _, to := range h.net.hosts {
-		if to.NAT == nil && to.Addr == p.Dst.Addr() || to.NAT != nil && to.NAT.Public == p.Dst.Addr() {
+		if to.NAT == nil && to.has(p.Dst.Addr()) || to.NAT != nil && to.NAT.Public == p.Dst.Addr() {
 			p.To = to
 			h.net.send(p)
 			return

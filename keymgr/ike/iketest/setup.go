@@ -25,6 +25,7 @@ type Side struct {
 	DPD       time.Duration
 	Encap     bool // forced
 	AnyRemote bool // the peer may come from any address
+	Mobike    bool
 }
 
 // Pair is a network of two hosts, web (10.0.0.1) and db (10.0.0.2), whose
@@ -50,7 +51,7 @@ func (s Side) policy(tb testing.TB, node, local, remote string) *ipsec.NodePolic
 		t.Proposals = append(t.Proposals, parse(tb, ipsec.ProtocolESP, e))
 	}
 	p := ipsec.Peer{Name: "peer", Local: []netip.Addr{netip.MustParseAddr(local)}, Remote: []netip.Addr{netip.MustParseAddr(remote)},
-		Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Lifetime: s.Lifetime, DPD: s.DPD, ForceEncap: s.Encap}
+		Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Lifetime: s.Lifetime, DPD: s.DPD, ForceEncap: s.Encap, Mobike: s.Mobike}
 	if s.Auth != nil {
 		p.Auth = s.Auth
 	}

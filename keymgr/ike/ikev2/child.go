@@ -74,17 +74,6 @@ func (c *child) carries(p *ipsec.Flow) bool {
 	return false
 }
 
-// moveOut changes where an outbound SA will go that is not installed yet.
-func (c *child) moveOut(p ike.Path) {
-	if c.out == nil {
-		return
-	}
-	c.out.Remote = p.Remote.Addr()
-	if c.out.Encap != nil {
-		c.out.Encap = &ipsec.UDPEncap{LocalPort: c.out.Encap.LocalPort, RemotePort: p.Remote.Port()}
-	}
-}
-
 // newChild makes the pair of SAs of a negotiation that is agreed, and asks the
 // worker for the inbound one. It returns the ID of that effect.
 func (m *Machine) newChild(n *negotiation, shared ipsec.Secret) (uint64, error) {

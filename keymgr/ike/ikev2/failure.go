@@ -22,6 +22,7 @@ const (
 	WhyInstall      = "INSTALL_FAILED"
 	WhyUnsupported  = "NOT_SUPPORTED"
 	WhyMode         = "MODE"
+	WhyCookie2      = "COOKIE2_MISMATCH"
 )
 
 // noRule stands for the rule of a CHILD SA failure that no rule was found for.

@@ -66,7 +66,8 @@ func (m *Machine) sendAuth(own ownAuth) {
 	if m.first.offer.announces {
 		ps = append(ps, m.announce()...)
 	}
-	m.request(wire.IKEAuth, append(ps, t.nego.payloads()...)...)
+	ps = append(ps, t.nego.payloads()...)
+	m.request(wire.IKEAuth, append(ps, m.offerMobike()...)...)
 }
 
 // defaultID gives a profile without a local identity that of the address.
@@ -165,6 +166,10 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	} else {
 		ps = append(ps, n.payloads()...)
 	}
+	m.readMobike(m.serve.auth.msg)
+	if m.mob.on {
+		ps = append(ps, m.offerMobike()...)
+	}
 	m.reply(ps...)
 	m.established()
 	m.emit(ike.Established{})
@@ -203,6 +208,7 @@ func (m *Machine) authResponse(msg *message) {
 func (m *Machine) authenticated(msg *message) {
 	n := m.task.nego
 	n.ni, n.nr = m.first.ni, m.first.nr
+	m.readMobike(msg)
 	m.established()
 	m.emit(ike.Established{})
 	if msg.notify(wire.InitialContact) != nil && m.remoteAuth != kindNull {
@@ -235,6 +241,7 @@ func (m *Machine) retryOtherwise() bool {
 		return false
 	}
 	n := NewInitiator(m.env, m.policy, m.peer, m.path)
+	n.mob.local = m.mob.local
 	n.secret, n.kind, n.announceOnly, n.created, n.heard = secret, kind, m.announceOnly, m.now, m.now
 	n.queue = append([]task{{kind: taskConnect, rule: m.task.rule, packet: m.task.packet}}, m.queue...)
 	m.queue = nil

@@ -50,6 +50,10 @@ func (m *Machine) informationalResponse(msg *message) {
 	switch t.kind {
 	case taskDeleteIKE:
 		m.end(t.why)
+	case taskLiveness:
+		m.livenessAnswered(msg)
+	case taskUpdate, taskAnnounce, taskRoutability:
+		m.mobikeResponse(t, msg)
 	case taskDeleteChild:
 		c := m.childByID(t.child)
 		if c == nil {
@@ -79,6 +83,7 @@ func (m *Machine) informationalRequest(msg *message) {
 			return
 		}
 	}
+	m.serve.answer = m.mobikeRequest(msg)
 	m.serve.phase = phaseInstallOut
 	for _, d := range msg.deletes {
 		for _, p := range []ipsec.Protocol{ipsec.ProtocolESP, ipsec.ProtocolAH} {
@@ -124,7 +129,7 @@ func (m *Machine) heldBy(c *child) *child {
 
 // answerDelete responds when the outbound SAs that were held are in place.
 func (m *Machine) answerDelete(err error) {
-	deleted, held := m.serve.deleted, m.serve.held
+	deleted, held, ps := m.serve.deleted, m.serve.held, m.serve.answer
 	answer := map[ipsec.Protocol]*wire.Delete{}
 	for _, c := range deleted {
 		// RFC 7296 §1.4.1: the answer names the other direction, but not of a
@@ -139,7 +144,6 @@ func (m *Machine) answerDelete(err error) {
 		}
 		d.SPIs = append(d.SPIs, c.SPIIn)
 	}
-	var ps []wire.Payload
 	for _, p := range []ipsec.Protocol{ipsec.ProtocolESP, ipsec.ProtocolAH} {
 		if d := answer[p]; d != nil {
 			ps = append(ps, d)

@@ -54,6 +54,7 @@ type Machine struct {
 	spiR      uint64
 	path      ike.Path
 	nat       nat
+	mob       mobility
 	localID   ipsec.Identity
 	remoteID  ipsec.Identity
 
@@ -180,6 +181,8 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 		if ev.Received.After(m.heard) && !ev.Received.After(now) {
 			m.heard = ev.Received
 		}
+	case ike.Addresses:
+		m.addresses(ev.Local)
 	case ike.PolicyChanged:
 		m.policyChanged(ev.Policy)
 	case ike.PSKs:

@@ -103,7 +103,8 @@ func forceEncap(policy *ipsec.NodePolicy, p ipsec.Peer) bool {
 
 // float moves the initiator to port 4500, from IKE_AUTH on.
 func (m *Machine) float() {
-	if m.nat.encap() && m.path.Local.Port() == portIKE {
+	// RFC 4555 §3.3: with MOBIKE always, so that a NAT on a later path changes no port.
+	if (m.nat.encap() || m.peer.Mobike) && m.path.Local.Port() == portIKE {
 		m.path.Local = netip.AddrPortFrom(m.path.Local.Addr(), portNATT)
 		m.path.Remote = netip.AddrPortFrom(m.path.Remote.Addr(), portNATT)
 	}
@@ -123,16 +124,18 @@ func (m *Machine) follow(p ike.Path) {
 		}
 		return
 	}
-	if !m.nat.remote || m.nat.local || p.Remote == m.path.Remote {
+	// With MOBIKE only UPDATE_SA_ADDRESSES moves an IKE SA (RFC 4555 §3.8).
+	if m.mob.on || !m.nat.remote || m.nat.local || p.Remote == m.path.Remote {
 		return
 	}
 	m.path = p
-	move := ike.Move{Remote: p.Remote}
+	encap := m.udpEncap()
+	move := ike.Move{Local: p.Local.Addr(), Remote: p.Remote.Addr(), Encap: encap}
 	for _, c := range m.children {
 		if c.outAsked {
 			move.SAs = append(move.SAs, c.Out)
-		} else {
-			c.moveOut(p)
+		} else if c.out != nil {
+			c.out.Remote, c.out.Encap = move.Remote, encap
 		}
 	}
 	if len(move.SAs) > 0 {

@@ -235,9 +235,10 @@ func (m *Machine) successor(initiator bool, n *ikeNegotiation, shared ipsec.Secr
 // machine. closing says that the delete of the old IKE SA is ours to send.
 func (m *Machine) handOver(next *Machine, closing bool) {
 	next.children, next.drains = m.children, m.drains
+	next.path, next.nat, next.mob = m.path, m.nat, m.mob
 	for i := range m.queue {
 		switch m.queue[i].kind {
-		case taskNewChild, taskRekeyChild, taskDeleteChild, taskDeleteIKE:
+		case taskNewChild, taskRekeyChild, taskDeleteChild, taskDeleteIKE, taskUpdate, taskAnnounce, taskRoutability:
 			next.queue = append(next.queue, m.queue[i])
 		}
 	}

@@ -15,6 +15,7 @@ const (
 	retransmitFirst = time.Second
 	retransmitMax   = 16 * time.Second
 	retransmitTries = 7
+	pathTries       = 3 // after these, another path is tried for each
 	deleteTries     = 3 // nothing but tidiness is lost with a delete
 )
 
@@ -53,6 +54,10 @@ func (m *Machine) retransmit() {
 		tries = deleteTries
 	}
 	if t.sent <= tries && (t.refused == nil || t.sent == 1) {
+		// RFC 4555 §3.5: the path may be what is broken.
+		if m.mob.on && m.mob.deciding && m.state == stateEstablished && t.sent >= pathTries && m.nextPath() {
+			t.sendAt = time.Time{}
+		}
 		m.send()
 		return
 	}

@@ -18,6 +18,9 @@ const (
 	taskDeleteChild                 // INFORMATIONAL
 	taskDeleteIKE                   // INFORMATIONAL
 	taskLiveness                    // INFORMATIONAL, empty
+	taskUpdate                      // INFORMATIONAL: UPDATE_SA_ADDRESSES (mobike.go)
+	taskAnnounce                    // INFORMATIONAL: ADDITIONAL_*_ADDRESS
+	taskRoutability                 // INFORMATIONAL: COOKIE2
 )
 
 // phase is what a task or a serve waits for.
@@ -44,6 +47,8 @@ type task struct {
 	packet    *ipsec.Flow // the same: what raised the acquire
 	child     uint64      // taskRekeyChild, taskDeleteChild
 	why       string      // deletes
+	path      ike.Path    // mobike.go: where the request was sent
+	cookie2   []byte      // mobike.go
 	notBefore time.Time
 	tries     int // after TEMPORARY_FAILURE
 
@@ -109,7 +114,9 @@ func (m *Machine) startNext() {
 		case taskDeleteIKE:
 			m.startDeleteIKE()
 		case taskLiveness:
-			m.request(wire.Informational)
+			m.request(wire.Informational, m.livenessPayloads()...)
+		case taskUpdate, taskAnnounce, taskRoutability:
+			m.startMobike()
 		}
 	}
 }

@@ -27,6 +27,7 @@ type serve struct {
 	ike     *ikeNegotiation
 	deleted []*child // informational.go: what the peer has closed,
 	held    []*child // and what takes its place
+	answer  []wire.Payload
 }
 
 // outOfWindow is why a message ID cannot be dealt with, "" when it can.

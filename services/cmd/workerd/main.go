@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,7 +89,6 @@ func run(ctx context.Context, log *slog.Logger, o *options) (err error) {
 	}
 	defer func() { err = errors.Join(err, be.Close()) }()
 
-	var addresses atomic.Pointer[[]netip.Addr]
 	feed := &feedclient.Client{
 		Conn: policyd, Subscriber: o.Node, Role: "worker", Node: o.Node, Log: log,
 		File: filepath.Join(o.State, "policy"),
@@ -102,19 +99,13 @@ func run(ctx context.Context, log *slog.Logger, o *options) (err error) {
 			if err := be.SetPolicy(ctx, p); err != nil {
 				return err
 			}
-			addresses.Store(&p.Addresses)
 			log.Info("policy in force", "revision", p.Version.Revision, "rules", len(p.Rules))
 			return nil
 		},
 	}
 	link := &linkclient.Client{
 		Conn: keymgrd, Node: o.Node, Software: daemon.Version, Backend: be, Log: log, Report: o.Report,
-		Addresses: func() []netip.Addr {
-			if a := addresses.Load(); a != nil {
-				return *a
-			}
-			return nil
-		},
+		Addresses: be.Addresses,
 	}
 	server, err := rpc.Listen(log, []string{o.Admin}, o.TLS, rpc.WorkerAllow, func(r grpc.ServiceRegistrar) {
 		workerv1.RegisterWorkerServiceServer(r, &workerapi.Server{

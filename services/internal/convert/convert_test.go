@@ -163,7 +163,7 @@ var identity = rapid.Custom(func(t *rapid.T) ipsec.Identity {
 var somePeer = rapid.Custom(func(t *rapid.T) *ipsec.Peer {
 	p := &ipsec.Peer{
 		Name: word.Draw(t, "name"), LocalID: identity.Draw(t, "local id"), RemoteID: identity.Draw(t, "remote id"), Proposals: proposals(t, ipsec.ProtocolIKE),
-		Lifetime: anyTime.Draw(t, "lifetime"), DPD: anyTime.Draw(t, "dpd"), ForceEncap: rapid.Bool().Draw(t, "encap"),
+		Lifetime: anyTime.Draw(t, "lifetime"), DPD: anyTime.Draw(t, "dpd"), ForceEncap: rapid.Bool().Draw(t, "encap"), Mobike: rapid.Bool().Draw(t, "mobike"),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "n") {
 		p.Local = append(p.Local, addr.Draw(t, "local"))
@@ -294,7 +294,7 @@ func TestNoFieldIsForgotten(t *testing.T) {
 	}
 	peer := &ipsec.Peer{
 		Name: "n", Local: []netip.Addr{a}, Remote: []netip.Addr{b}, LocalID: id, RemoteID: id, Auth: []ipsec.AuthMethod{{PSK: "file:x"}},
-		Proposals: []ipsec.Proposal{ike}, Lifetime: time.Hour, DPD: time.Minute, ForceEncap: true,
+		Proposals: []ipsec.Proposal{ike}, Lifetime: time.Hour, DPD: time.Minute, ForceEncap: true, Mobike: true,
 	}
 	counters := ipsec.SACounters{ID: 1, Bytes: 2, Packets: 3, Top: 4, Errors: 5, Used: time.Unix(6, 7).UTC()}
 	for _, v := range []any{sa, rule, counters} {

@@ -101,7 +101,7 @@ func fromIdentity(m *policyv1.Identity) (ipsec.Identity, error) {
 func ToPeer(p *ipsec.Peer) *policyv1.Peer {
 	m := &policyv1.Peer{
 		Name: p.Name, Local: ToAddrs(p.Local), Remote: ToAddrs(p.Remote), LocalId: toIdentity(p.LocalID), RemoteId: toIdentity(p.RemoteID),
-		Proposals: toProposals(p.Proposals), Lifetime: duration(p.Lifetime), Dpd: duration(p.DPD), ForceEncap: p.ForceEncap,
+		Proposals: toProposals(p.Proposals), Lifetime: duration(p.Lifetime), Dpd: duration(p.DPD), ForceEncap: p.ForceEncap, Mobike: p.Mobike,
 	}
 	for _, a := range p.Auth {
 		m.Auth = append(m.Auth, &policyv1.AuthMethod{Psk: a.PSK})
@@ -111,7 +111,7 @@ func ToPeer(p *ipsec.Peer) *policyv1.Peer {
 
 // FromPeer reads a peer.
 func FromPeer(m *policyv1.Peer) (*ipsec.Peer, error) {
-	p := &ipsec.Peer{Name: m.GetName(), ForceEncap: m.GetForceEncap()}
+	p := &ipsec.Peer{Name: m.GetName(), ForceEncap: m.GetForceEncap(), Mobike: m.GetMobike()}
 	if p.Name == "" {
 		return nil, fmt.Errorf("peer has no name")
 	}

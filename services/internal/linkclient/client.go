@@ -436,6 +436,10 @@ func (c *Client) events(ctx context.Context) error {
 			// The IKE SA follows the peer with its own authenticated messages; ESP
 			// from a new address only tells that one is due.
 			c.Log.Info("ESP of a peer comes from a new address", "sa", e.ID, "remote", e.Path.Remote)
+		case backend.AddressesChanged:
+			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Addresses{
+				Addresses: &keymgrv1.Addresses{Addresses: convert.ToAddrs(c.Addresses())},
+			}})
 		case backend.BadSelectors:
 			c.Log.Warn("a peer sent traffic outside its SA's selectors; dropped (RFC 4301 section 5.2)", "sa", e.ID, "flow", e.Flow.String())
 		case backend.Failed:

@@ -213,6 +213,9 @@ func fromReport(m *keymgrv1.AttachRequest) (push.Report, error) {
 			c.SAs[i] = convert.FromCounters(item)
 		}
 		return c, nil
+	case *keymgrv1.AttachRequest_Addresses:
+		as, err := convert.FromAddrs(r.Addresses.GetAddresses())
+		return push.Addresses{Local: as}, err
 	case *keymgrv1.AttachRequest_LeaseRequest:
 		return push.LeaseRequest{ID: ipsec.SAID(r.LeaseRequest.GetId()), Used: r.LeaseRequest.GetUsed()}, nil
 	}

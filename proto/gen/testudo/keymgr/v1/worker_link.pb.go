@@ -39,6 +39,7 @@ type AttachRequest struct {
 	//	*AttachRequest_Expire
 	//	*AttachRequest_Counters
 	//	*AttachRequest_LeaseRequest
+	//	*AttachRequest_Addresses
 	Message       isAttachRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -153,6 +154,15 @@ func (x *AttachRequest) GetLeaseRequest() *LeaseRequest {
 	return nil
 }
 
+func (x *AttachRequest) GetAddresses() *Addresses {
+	if x != nil {
+		if x, ok := x.Message.(*AttachRequest_Addresses); ok {
+			return x.Addresses
+		}
+	}
+	return nil
+}
+
 type isAttachRequest_Message interface {
 	isAttachRequest_Message()
 }
@@ -197,6 +207,11 @@ type AttachRequest_LeaseRequest struct {
 	LeaseRequest *LeaseRequest `protobuf:"bytes,8,opt,name=lease_request,json=leaseRequest,proto3,oneof"`
 }
 
+type AttachRequest_Addresses struct {
+	// The host's addresses have changed.
+	Addresses *Addresses `protobuf:"bytes,9,opt,name=addresses,proto3,oneof"`
+}
+
 func (*AttachRequest_Hello) isAttachRequest_Message() {}
 
 func (*AttachRequest_Ack) isAttachRequest_Message() {}
@@ -212,6 +227,8 @@ func (*AttachRequest_Expire) isAttachRequest_Message() {}
 func (*AttachRequest_Counters) isAttachRequest_Message() {}
 
 func (*AttachRequest_LeaseRequest) isAttachRequest_Message() {}
+
+func (*AttachRequest_Addresses) isAttachRequest_Message() {}
 
 // One message down.
 type AttachResponse struct {
@@ -408,6 +425,52 @@ func (x *Hello) GetSoftware() string {
 	return ""
 }
 
+// Addresses of the host at present.
+type Addresses struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses the worker can send IKE from, 4 or 16 octets each.
+	Addresses     [][]byte `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Addresses) Reset() {
+	*x = Addresses{}
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Addresses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Addresses) ProtoMessage() {}
+
+func (x *Addresses) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Addresses.ProtoReflect.Descriptor instead.
+func (*Addresses) Descriptor() ([]byte, []int) {
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Addresses) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // One SA that a worker has.
 type InventoryItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -431,7 +494,7 @@ type InventoryItem struct {
 
 func (x *InventoryItem) Reset() {
 	*x = InventoryItem{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[3]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +506,7 @@ func (x *InventoryItem) String() string {
 func (*InventoryItem) ProtoMessage() {}
 
 func (x *InventoryItem) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[3]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +519,7 @@ func (x *InventoryItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryItem.ProtoReflect.Descriptor instead.
 func (*InventoryItem) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{3}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *InventoryItem) GetId() uint64 {
@@ -521,7 +584,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +596,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +609,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{4}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Apply) GetNonce() uint64 {
@@ -580,7 +643,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +655,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +668,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{5}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Operation) GetOperation() isOperation_Operation {
@@ -680,7 +743,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +755,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +768,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{6}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Grant) GetId() uint64 {
@@ -733,7 +796,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +808,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +821,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{7}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -783,7 +846,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +858,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +871,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{8}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -847,7 +910,7 @@ type Acquire struct {
 
 func (x *Acquire) Reset() {
 	*x = Acquire{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +922,7 @@ func (x *Acquire) String() string {
 func (*Acquire) ProtoMessage() {}
 
 func (x *Acquire) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +935,7 @@ func (x *Acquire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acquire.ProtoReflect.Descriptor instead.
 func (*Acquire) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{9}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Acquire) GetId() uint64 {
@@ -909,7 +972,7 @@ type AcquireFailed struct {
 
 func (x *AcquireFailed) Reset() {
 	*x = AcquireFailed{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +984,7 @@ func (x *AcquireFailed) String() string {
 func (*AcquireFailed) ProtoMessage() {}
 
 func (x *AcquireFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +997,7 @@ func (x *AcquireFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireFailed.ProtoReflect.Descriptor instead.
 func (*AcquireFailed) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{10}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AcquireFailed) GetId() uint64 {
@@ -971,7 +1034,7 @@ type IkeDatagram struct {
 
 func (x *IkeDatagram) Reset() {
 	*x = IkeDatagram{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1046,7 @@ func (x *IkeDatagram) String() string {
 func (*IkeDatagram) ProtoMessage() {}
 
 func (x *IkeDatagram) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1059,7 @@ func (x *IkeDatagram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IkeDatagram.ProtoReflect.Descriptor instead.
 func (*IkeDatagram) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{11}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IkeDatagram) GetLocal() []byte {
@@ -1049,7 +1112,7 @@ type Expire struct {
 
 func (x *Expire) Reset() {
 	*x = Expire{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1124,7 @@ func (x *Expire) String() string {
 func (*Expire) ProtoMessage() {}
 
 func (x *Expire) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1137,7 @@ func (x *Expire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expire.ProtoReflect.Descriptor instead.
 func (*Expire) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{12}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Expire) GetId() uint64 {
@@ -1109,7 +1172,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1184,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1197,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{13}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Counters) GetItems() []*v1.SaCounters {
@@ -1157,7 +1220,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1232,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1245,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{14}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaseRequest) GetId() uint64 {
@@ -1203,7 +1266,7 @@ var File_testudo_keymgr_v1_worker_link_proto protoreflect.FileDescriptor
 
 const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\n" +
-	"#testudo/keymgr/v1/worker_link.proto\x12\x11testudo.keymgr.v1\x1a\x1ctestudo/ipsec/v1/ipsec.proto\"\xcb\x03\n" +
+	"#testudo/keymgr/v1/worker_link.proto\x12\x11testudo.keymgr.v1\x1a\x1ctestudo/ipsec/v1/ipsec.proto\"\x89\x04\n" +
 	"\rAttachRequest\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.HelloH\x00R\x05hello\x12*\n" +
 	"\x03ack\x18\x02 \x01(\v2\x16.testudo.keymgr.v1.AckH\x00R\x03ack\x12-\n" +
@@ -1212,7 +1275,8 @@ const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\x03ike\x18\x05 \x01(\v2\x1e.testudo.keymgr.v1.IkeDatagramH\x00R\x03ike\x123\n" +
 	"\x06expire\x18\x06 \x01(\v2\x19.testudo.keymgr.v1.ExpireH\x00R\x06expire\x129\n" +
 	"\bcounters\x18\a \x01(\v2\x1b.testudo.keymgr.v1.CountersH\x00R\bcounters\x12F\n" +
-	"\rlease_request\x18\b \x01(\v2\x1f.testudo.keymgr.v1.LeaseRequestH\x00R\fleaseRequestB\t\n" +
+	"\rlease_request\x18\b \x01(\v2\x1f.testudo.keymgr.v1.LeaseRequestH\x00R\fleaseRequest\x12<\n" +
+	"\taddresses\x18\t \x01(\v2\x1c.testudo.keymgr.v1.AddressesH\x00R\taddressesB\t\n" +
 	"\amessage\"\xcc\x01\n" +
 	"\x0eAttachResponse\x120\n" +
 	"\x05apply\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.ApplyH\x00R\x05apply\x122\n" +
@@ -1225,7 +1289,9 @@ const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\taddresses\x18\x03 \x03(\fR\taddresses\x12\"\n" +
 	"\fcapabilities\x18\x04 \x03(\tR\fcapabilities\x12>\n" +
 	"\tinventory\x18\x05 \x03(\v2 .testudo.keymgr.v1.InventoryItemR\tinventory\x12\x1a\n" +
-	"\bsoftware\x18\x06 \x01(\tR\bsoftware\"\xc7\x01\n" +
+	"\bsoftware\x18\x06 \x01(\tR\bsoftware\")\n" +
+	"\tAddresses\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\"\xc7\x01\n" +
 	"\rInventoryItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
 	"\x03spi\x18\x02 \x01(\rR\x03spi\x129\n" +
@@ -1294,56 +1360,58 @@ func file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP() []byte {
 	return file_testudo_keymgr_v1_worker_link_proto_rawDescData
 }
 
-var file_testudo_keymgr_v1_worker_link_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_testudo_keymgr_v1_worker_link_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_testudo_keymgr_v1_worker_link_proto_goTypes = []any{
 	(*AttachRequest)(nil),          // 0: testudo.keymgr.v1.AttachRequest
 	(*AttachResponse)(nil),         // 1: testudo.keymgr.v1.AttachResponse
 	(*Hello)(nil),                  // 2: testudo.keymgr.v1.Hello
-	(*InventoryItem)(nil),          // 3: testudo.keymgr.v1.InventoryItem
-	(*Apply)(nil),                  // 4: testudo.keymgr.v1.Apply
-	(*Operation)(nil),              // 5: testudo.keymgr.v1.Operation
-	(*Grant)(nil),                  // 6: testudo.keymgr.v1.Grant
-	(*Ack)(nil),                    // 7: testudo.keymgr.v1.Ack
-	(*Nack)(nil),                   // 8: testudo.keymgr.v1.Nack
-	(*Acquire)(nil),                // 9: testudo.keymgr.v1.Acquire
-	(*AcquireFailed)(nil),          // 10: testudo.keymgr.v1.AcquireFailed
-	(*IkeDatagram)(nil),            // 11: testudo.keymgr.v1.IkeDatagram
-	(*Expire)(nil),                 // 12: testudo.keymgr.v1.Expire
-	(*Counters)(nil),               // 13: testudo.keymgr.v1.Counters
-	(*LeaseRequest)(nil),           // 14: testudo.keymgr.v1.LeaseRequest
-	(v1.Direction)(0),              // 15: testudo.ipsec.v1.Direction
-	(*v1.SecurityAssociation)(nil), // 16: testudo.ipsec.v1.SecurityAssociation
-	(*v1.Lease)(nil),               // 17: testudo.ipsec.v1.Lease
-	(*v1.Flow)(nil),                // 18: testudo.ipsec.v1.Flow
-	(*v1.SaCounters)(nil),          // 19: testudo.ipsec.v1.SaCounters
+	(*Addresses)(nil),              // 3: testudo.keymgr.v1.Addresses
+	(*InventoryItem)(nil),          // 4: testudo.keymgr.v1.InventoryItem
+	(*Apply)(nil),                  // 5: testudo.keymgr.v1.Apply
+	(*Operation)(nil),              // 6: testudo.keymgr.v1.Operation
+	(*Grant)(nil),                  // 7: testudo.keymgr.v1.Grant
+	(*Ack)(nil),                    // 8: testudo.keymgr.v1.Ack
+	(*Nack)(nil),                   // 9: testudo.keymgr.v1.Nack
+	(*Acquire)(nil),                // 10: testudo.keymgr.v1.Acquire
+	(*AcquireFailed)(nil),          // 11: testudo.keymgr.v1.AcquireFailed
+	(*IkeDatagram)(nil),            // 12: testudo.keymgr.v1.IkeDatagram
+	(*Expire)(nil),                 // 13: testudo.keymgr.v1.Expire
+	(*Counters)(nil),               // 14: testudo.keymgr.v1.Counters
+	(*LeaseRequest)(nil),           // 15: testudo.keymgr.v1.LeaseRequest
+	(v1.Direction)(0),              // 16: testudo.ipsec.v1.Direction
+	(*v1.SecurityAssociation)(nil), // 17: testudo.ipsec.v1.SecurityAssociation
+	(*v1.Lease)(nil),               // 18: testudo.ipsec.v1.Lease
+	(*v1.Flow)(nil),                // 19: testudo.ipsec.v1.Flow
+	(*v1.SaCounters)(nil),          // 20: testudo.ipsec.v1.SaCounters
 }
 var file_testudo_keymgr_v1_worker_link_proto_depIdxs = []int32{
 	2,  // 0: testudo.keymgr.v1.AttachRequest.hello:type_name -> testudo.keymgr.v1.Hello
-	7,  // 1: testudo.keymgr.v1.AttachRequest.ack:type_name -> testudo.keymgr.v1.Ack
-	8,  // 2: testudo.keymgr.v1.AttachRequest.nack:type_name -> testudo.keymgr.v1.Nack
-	9,  // 3: testudo.keymgr.v1.AttachRequest.acquire:type_name -> testudo.keymgr.v1.Acquire
-	11, // 4: testudo.keymgr.v1.AttachRequest.ike:type_name -> testudo.keymgr.v1.IkeDatagram
-	12, // 5: testudo.keymgr.v1.AttachRequest.expire:type_name -> testudo.keymgr.v1.Expire
-	13, // 6: testudo.keymgr.v1.AttachRequest.counters:type_name -> testudo.keymgr.v1.Counters
-	14, // 7: testudo.keymgr.v1.AttachRequest.lease_request:type_name -> testudo.keymgr.v1.LeaseRequest
-	4,  // 8: testudo.keymgr.v1.AttachResponse.apply:type_name -> testudo.keymgr.v1.Apply
-	11, // 9: testudo.keymgr.v1.AttachResponse.ike:type_name -> testudo.keymgr.v1.IkeDatagram
-	10, // 10: testudo.keymgr.v1.AttachResponse.acquire_failed:type_name -> testudo.keymgr.v1.AcquireFailed
-	3,  // 11: testudo.keymgr.v1.Hello.inventory:type_name -> testudo.keymgr.v1.InventoryItem
-	15, // 12: testudo.keymgr.v1.InventoryItem.direction:type_name -> testudo.ipsec.v1.Direction
-	5,  // 13: testudo.keymgr.v1.Apply.operations:type_name -> testudo.keymgr.v1.Operation
-	16, // 14: testudo.keymgr.v1.Operation.install:type_name -> testudo.ipsec.v1.SecurityAssociation
-	6,  // 15: testudo.keymgr.v1.Operation.grant:type_name -> testudo.keymgr.v1.Grant
-	17, // 16: testudo.keymgr.v1.Grant.lease:type_name -> testudo.ipsec.v1.Lease
-	18, // 17: testudo.keymgr.v1.Acquire.flow:type_name -> testudo.ipsec.v1.Flow
-	19, // 18: testudo.keymgr.v1.Counters.items:type_name -> testudo.ipsec.v1.SaCounters
-	0,  // 19: testudo.keymgr.v1.WorkerLink.Attach:input_type -> testudo.keymgr.v1.AttachRequest
-	1,  // 20: testudo.keymgr.v1.WorkerLink.Attach:output_type -> testudo.keymgr.v1.AttachResponse
-	20, // [20:21] is the sub-list for method output_type
-	19, // [19:20] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	8,  // 1: testudo.keymgr.v1.AttachRequest.ack:type_name -> testudo.keymgr.v1.Ack
+	9,  // 2: testudo.keymgr.v1.AttachRequest.nack:type_name -> testudo.keymgr.v1.Nack
+	10, // 3: testudo.keymgr.v1.AttachRequest.acquire:type_name -> testudo.keymgr.v1.Acquire
+	12, // 4: testudo.keymgr.v1.AttachRequest.ike:type_name -> testudo.keymgr.v1.IkeDatagram
+	13, // 5: testudo.keymgr.v1.AttachRequest.expire:type_name -> testudo.keymgr.v1.Expire
+	14, // 6: testudo.keymgr.v1.AttachRequest.counters:type_name -> testudo.keymgr.v1.Counters
+	15, // 7: testudo.keymgr.v1.AttachRequest.lease_request:type_name -> testudo.keymgr.v1.LeaseRequest
+	3,  // 8: testudo.keymgr.v1.AttachRequest.addresses:type_name -> testudo.keymgr.v1.Addresses
+	5,  // 9: testudo.keymgr.v1.AttachResponse.apply:type_name -> testudo.keymgr.v1.Apply
+	12, // 10: testudo.keymgr.v1.AttachResponse.ike:type_name -> testudo.keymgr.v1.IkeDatagram
+	11, // 11: testudo.keymgr.v1.AttachResponse.acquire_failed:type_name -> testudo.keymgr.v1.AcquireFailed
+	4,  // 12: testudo.keymgr.v1.Hello.inventory:type_name -> testudo.keymgr.v1.InventoryItem
+	16, // 13: testudo.keymgr.v1.InventoryItem.direction:type_name -> testudo.ipsec.v1.Direction
+	6,  // 14: testudo.keymgr.v1.Apply.operations:type_name -> testudo.keymgr.v1.Operation
+	17, // 15: testudo.keymgr.v1.Operation.install:type_name -> testudo.ipsec.v1.SecurityAssociation
+	7,  // 16: testudo.keymgr.v1.Operation.grant:type_name -> testudo.keymgr.v1.Grant
+	18, // 17: testudo.keymgr.v1.Grant.lease:type_name -> testudo.ipsec.v1.Lease
+	19, // 18: testudo.keymgr.v1.Acquire.flow:type_name -> testudo.ipsec.v1.Flow
+	20, // 19: testudo.keymgr.v1.Counters.items:type_name -> testudo.ipsec.v1.SaCounters
+	0,  // 20: testudo.keymgr.v1.WorkerLink.Attach:input_type -> testudo.keymgr.v1.AttachRequest
+	1,  // 21: testudo.keymgr.v1.WorkerLink.Attach:output_type -> testudo.keymgr.v1.AttachResponse
+	21, // [21:22] is the sub-list for method output_type
+	20, // [20:21] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_testudo_keymgr_v1_worker_link_proto_init() }
@@ -1360,13 +1428,14 @@ func file_testudo_keymgr_v1_worker_link_proto_init() {
 		(*AttachRequest_Expire)(nil),
 		(*AttachRequest_Counters)(nil),
 		(*AttachRequest_LeaseRequest)(nil),
+		(*AttachRequest_Addresses)(nil),
 	}
 	file_testudo_keymgr_v1_worker_link_proto_msgTypes[1].OneofWrappers = []any{
 		(*AttachResponse_Apply)(nil),
 		(*AttachResponse_Ike)(nil),
 		(*AttachResponse_AcquireFailed)(nil),
 	}
-	file_testudo_keymgr_v1_worker_link_proto_msgTypes[5].OneofWrappers = []any{
+	file_testudo_keymgr_v1_worker_link_proto_msgTypes[6].OneofWrappers = []any{
 		(*Operation_Install)(nil),
 		(*Operation_Remove)(nil),
 		(*Operation_Grant)(nil),
@@ -1377,7 +1446,7 @@ func file_testudo_keymgr_v1_worker_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_testudo_keymgr_v1_worker_link_proto_rawDesc), len(file_testudo_keymgr_v1_worker_link_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

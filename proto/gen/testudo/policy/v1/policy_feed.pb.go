@@ -949,7 +949,9 @@ type Peer struct {
 	// Liveness check when idle this long; absent for never.
 	Dpd *durationpb.Duration `protobuf:"bytes,9,opt,name=dpd,proto3" json:"dpd,omitempty"`
 	// UDP encapsulation even without a NAT.
-	ForceEncap    bool `protobuf:"varint,10,opt,name=force_encap,json=forceEncap,proto3" json:"force_encap,omitempty"`
+	ForceEncap bool `protobuf:"varint,10,opt,name=force_encap,json=forceEncap,proto3" json:"force_encap,omitempty"`
+	// MOBIKE (RFC 4555), when the peer has it too.
+	Mobike        bool `protobuf:"varint,11,opt,name=mobike,proto3" json:"mobike,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1050,6 +1052,13 @@ func (x *Peer) GetDpd() *durationpb.Duration {
 func (x *Peer) GetForceEncap() bool {
 	if x != nil {
 		return x.ForceEncap
+	}
+	return false
+}
+
+func (x *Peer) GetMobike() bool {
+	if x != nil {
+		return x.Mobike
 	}
 	return false
 }
@@ -1221,7 +1230,7 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"forceEncap\x12!\n" +
 	"\faccept_clear\x18\a \x01(\bR\vacceptClear\x12%\n" +
 	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\x12\x1c\n" +
-	"\tresources\x18\t \x01(\rR\tresources\"\xac\x03\n" +
+	"\tresources\x18\t \x01(\rR\tresources\"\xc4\x03\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05local\x18\x02 \x03(\fR\x05local\x12\x16\n" +
@@ -1234,7 +1243,8 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\x03dpd\x18\t \x01(\v2\x19.google.protobuf.DurationR\x03dpd\x12\x1f\n" +
 	"\vforce_encap\x18\n" +
 	" \x01(\bR\n" +
-	"forceEncap\"2\n" +
+	"forceEncap\x12\x16\n" +
+	"\x06mobike\x18\v \x01(\bR\x06mobike\"2\n" +
 	"\bIdentity\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x1e\n" +
