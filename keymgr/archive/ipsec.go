@@ -156,4 +156,5 @@ func Peer(c *Coder, v *ipsec.Peer) {
 	Int(c, &v.Lifetime)
 	Int(c, &v.DPD)
 	c.Bool(&v.ForceEncap)
+	c.Bool(&v.Mobike)
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -95,9 +96,8 @@ func (m *Machine) archive(c *archive.Coder) {
 	c.Bool(&m.initiator)
 	archive.Num(c, &m.spiI)
 	archive.Num(c, &m.spiR)
-	c.String(&m.path.Node)
-	c.AddrPort(&m.path.Local)
-	c.AddrPort(&m.path.Remote)
+	archivePath(c, &m.path)
+	m.mob.archive(c)
 	for _, b := range []*bool{&m.nat.local, &m.nat.remote, &m.nat.forced} {
 		c.Bool(b)
 	}
@@ -176,6 +176,23 @@ func (m *Machine) useKeys(iv uint64) error {
 	return m.tx.SetNextIV(next)
 }
 
+func archivePath(c *archive.Coder, p *ike.Path) {
+	c.String(&p.Node)
+	c.AddrPort(&p.Local)
+	c.AddrPort(&p.Remote)
+}
+
+func (x *mobility) archive(c *archive.Coder) {
+	c.Bool(&x.on)
+	c.Bool(&x.deciding)
+	for _, v := range []*[]netip.Addr{&x.local, &x.remote, &x.told} {
+		archive.Slice(c, v, maxChildren, (*archive.Coder).Addr)
+	}
+	archivePath(c, &x.children)
+	archive.Int(c, &x.refused)
+	c.Bytes(&x.seen)
+}
+
 func (x *child) archive(c *archive.Coder) {
 	d := &x.Child
 	archive.Num(c, &d.ID)
@@ -237,6 +254,8 @@ func (t *task) archive(c *archive.Coder, m *Machine) {
 	archive.Ptr(c, &t.crossIKE, func(c *archive.Coder, n *ikeNegotiation) { n.archive(c) })
 	archive.Num(c, &t.exchange)
 	archive.Num(c, &t.id)
+	archivePath(c, &t.path)
+	c.Bytes(&t.cookie2)
 	p := &t.plain
 	archive.Num(c, &p.exchange)
 	archive.Num(c, &p.id)

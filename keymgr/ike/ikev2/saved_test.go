@@ -117,7 +117,7 @@ func TestEveryFieldIsSavedOrExplained(t *testing.T) {
 }
 
 func TestWaitingTasks(t *testing.T) {
-	begun := []string{"begun", "phase", "wait", "half", "nego", "ike", "crossed", "dead", "crossIKE", "exchange", "id", "plain", "datagrams", "sent", "sendAt", "refused"}
+	begun := []string{"begun", "phase", "wait", "half", "nego", "ike", "crossed", "dead", "crossIKE", "exchange", "id", "path", "cookie2", "plain", "datagrams", "sent", "sendAt", "refused"}
 	lost := make(map[string]string)
 	for _, f := range begun {
 		lost["task."+f] = "set when it begins"
