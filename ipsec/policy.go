@@ -2,6 +2,7 @@ package ipsec
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"time"
 )
@@ -110,4 +111,56 @@ type NodePolicy struct {
 	Rules     []Rule // by falling Weight
 	Peers     []Peer // by Name
 	Default   Action // for a packet that no rule matches: permit or block
+
+	byPeer map[string][]int // rules by peer, made by Index
+	byName map[string]int   // peers by name, made by Index
+}
+
+// Index makes RulesOf and PeerNamed fast: without it they look at everything. It
+// is called before others have the policy, and the policy does not change after.
+func (p *NodePolicy) Index() {
+	p.byPeer, p.byName = make(map[string][]int), make(map[string]int, len(p.Peers))
+	for i := range p.Rules {
+		if r := &p.Rules[i]; r.Action == ActionSecure {
+			p.byPeer[r.Peer] = append(p.byPeer[r.Peer], i)
+		}
+	}
+	for i := range p.Peers {
+		p.byName[p.Peers[i].Name] = i
+	}
+}
+
+// RulesOf are the secure rules that negotiate with a peer, in their order.
+func (p *NodePolicy) RulesOf(peer string) iter.Seq[*Rule] {
+	return func(yield func(*Rule) bool) {
+		if p.byPeer != nil {
+			for _, i := range p.byPeer[peer] {
+				if !yield(&p.Rules[i]) {
+					return
+				}
+			}
+			return
+		}
+		for i := range p.Rules {
+			if r := &p.Rules[i]; r.Action == ActionSecure && r.Peer == peer && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// PeerNamed finds a peer, nil when there is none of this name.
+func (p *NodePolicy) PeerNamed(name string) *Peer {
+	if p.byName != nil {
+		if i, ok := p.byName[name]; ok {
+			return &p.Peers[i]
+		}
+		return nil
+	}
+	for i := range p.Peers {
+		if p.Peers[i].Name == name {
+			return &p.Peers[i]
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 // Package static serves pre-shared keys from files in one folder: the store
-// that needs no other system. Files are read when they are asked for, so a
-// changed file is in force at once; there is nothing to reload.
+// that needs no other system. Each time a key is asked for its files are looked
+// at, and read when they have changed, so a changed file is in force at once;
+// there is nothing to reload.
 //
 // A file holds one key: text, or "hex:" or "base64:" and digits, with or
 // without one trailing newline. To rotate web-db.psk, copy it to

@@ -22,6 +22,7 @@ type Store struct {
 	dir  string
 	root *os.Root // keeps every path inside the folder, symbolic links included
 
+	psks        kept[[]ipsec.Secret]
 	credentials kept[*cred.Credential]
 	anchors     kept[*cred.Anchors]
 }
@@ -68,6 +69,19 @@ func (s *Store) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
+	secrets, err := s.psks.get(s.root, ref, []string{path, path + Previous}, func() ([]ipsec.Secret, error) { return s.readPSK(ref, path) })
+	if err != nil {
+		return nil, err
+	}
+	// The caller may wipe what it gets.
+	out := make([]ipsec.Secret, len(secrets))
+	for i := range secrets {
+		out[i] = secrets[i].Clone()
+	}
+	return out, nil
+}
+
+func (s *Store) readPSK(ref, path string) ([]ipsec.Secret, error) {
 	newest, err := s.read(ref, path)
 	if err != nil {
 		return nil, err

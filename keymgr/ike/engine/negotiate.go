@@ -321,8 +321,10 @@ func (n *node) childUp(c *cell, ch ike.Child) {
 	if len(n.children[ch.Rule]) > 1 {
 		n.e.after(n.e.cfg.Drain, func() { n.dropDuplicates(ch.Rule) })
 	}
-	n.e.watchers.publish(Event{Kind: KindChildUp, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &ch,
-		Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q is up, %s", ch.SPIIn, ch.SPIOut, ch.Rule, ch.Suite)})
+	if !n.e.watchers.idle() {
+		n.e.watchers.publish(Event{Kind: KindChildUp, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &ch,
+			Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q is up, %s", ch.SPIIn, ch.SPIOut, ch.Rule, ch.Suite)})
+	}
 }
 
 func (n *node) childDown(c *cell, id uint64, why string) {
@@ -337,8 +339,10 @@ func (n *node) childDown(c *cell, id uint64, why string) {
 	if c.redundant && len(c.children) == 0 {
 		c.post(ike.Terminate{Why: whyDuplicate})
 	}
-	n.e.watchers.publish(Event{Kind: KindChildDown, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &r.child,
-		Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q ended: %s", r.child.SPIIn, r.child.SPIOut, rule, why)})
+	if !n.e.watchers.idle() {
+		n.e.watchers.publish(Event{Kind: KindChildDown, Node: n.name, Peer: c.peer, SPI: c.spi, Child: &r.child,
+			Detail: fmt.Sprintf("CHILD SA %s/%s for rule %q ended: %s", r.child.SPIIn, r.child.SPIOut, rule, why)})
+	}
 }
 
 func (n *node) forgetChild(id uint64) {

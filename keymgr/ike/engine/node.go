@@ -176,8 +176,10 @@ func (n *node) established(c *cell, info ike.Info) {
 		p.connecting = nil
 	}
 	n.feed(p) // an IKE SA that the peer started serves as well as one of ours
-	n.e.watchers.publish(Event{Kind: KindIKEUp, Node: n.name, Peer: c.peer, SPI: info.LocalSPI,
-		Detail: "IKE SA with " + info.RemoteID + " at " + info.Path.Remote.String() + " is up, " + info.Suite.String()})
+	if !n.e.watchers.idle() {
+		n.e.watchers.publish(Event{Kind: KindIKEUp, Node: n.name, Peer: c.peer, SPI: info.LocalSPI,
+			Detail: "IKE SA with " + info.RemoteID + " at " + info.Path.Remote.String() + " is up, " + info.Suite.String()})
+	}
 }
 
 // retire forgets an IKE SA. left are CHILD SAs that its heir took over.

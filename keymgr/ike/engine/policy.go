@@ -23,6 +23,7 @@ func (e *Engine) SetPolicy(node string, p *ipsec.NodePolicy) {
 	if p == nil {
 		p = &ipsec.NodePolicy{Node: node}
 	}
+	p.Index()
 	old, oldRules, oldProfiles := n.policy, n.rules, n.profiles
 	n.policy = p
 	n.rules = make(map[string]*ipsec.Rule, len(p.Rules))

@@ -16,6 +16,8 @@ const watchBuffer = 1024
 type watchers struct {
 	dropped *atomic.Uint64
 
+	count atomic.Int32 // len(subs)
+
 	mu     sync.Mutex
 	subs   map[chan Event]bool
 	closed bool
@@ -37,6 +39,7 @@ func (e *Engine) Watch(ctx context.Context) <-chan Event {
 		w.subs = make(map[chan Event]bool)
 	}
 	w.subs[ch] = true
+	w.count.Add(1)
 	context.AfterFunc(ctx, func() { w.end(ch) })
 	return ch
 }
@@ -46,6 +49,7 @@ func (w *watchers) end(ch chan Event) {
 	defer w.mu.Unlock()
 	if w.subs[ch] {
 		delete(w.subs, ch)
+		w.count.Add(-1)
 		close(ch)
 	}
 }
@@ -59,6 +63,10 @@ func (w *watchers) close() {
 	}
 	w.subs = nil
 }
+
+// idle reports that nobody watches: then the sentence of an event, of which each
+// set-up has several, need not be written.
+func (w *watchers) idle() bool { return w.count.Load() == 0 }
 
 func (w *watchers) publish(ev Event) {
 	if ev.Time.IsZero() {

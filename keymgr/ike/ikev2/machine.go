@@ -141,10 +141,8 @@ func (Machines) Responder(env ike.Env, policy *ipsec.NodePolicy, candidates []st
 }
 
 func peerByName(policy *ipsec.NodePolicy, name string) (ipsec.Peer, bool) {
-	for _, p := range policy.Peers {
-		if p.Name == name {
-			return p, true
-		}
+	if p := policy.PeerNamed(name); p != nil {
+		return *p, true
 	}
 	return ipsec.Peer{}, false
 }

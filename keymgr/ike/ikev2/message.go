@@ -49,16 +49,14 @@ type message struct {
 	tsr      *wire.TS
 	notifies []*wire.Notify
 	deletes  []*wire.Delete
-	names    []string // of the payloads, for reports
 }
 
 // index sorts the payloads of a message by what its row asks for.
 func (r row) index(h wire.Header, ps []wire.Payload) (*message, *wire.Error) {
 	msg := &message{Header: h}
-	seen := map[wire.PayloadType]bool{}
+	var seen [256]bool // by type
 	for _, p := range ps {
 		t := p.Type()
-		msg.names = append(msg.names, t.String())
 		if !contains(r.required, t) && !contains(r.optional, t) {
 			continue
 		}
@@ -103,10 +101,17 @@ func (r row) index(h wire.Header, ps []wire.Payload) (*message, *wire.Error) {
 	}
 	for _, t := range r.required {
 		if !seen[t] {
-			return nil, &wire.Error{Notify: wire.InvalidSyntax, Detail: fmt.Sprintf("%s: no %s payload, got %v", h, t, msg.names)}
+			return nil, &wire.Error{Notify: wire.InvalidSyntax, Detail: fmt.Sprintf("%s: no %s payload, got %v", h, t, types(ps))}
 		}
 	}
 	return msg, nil
+}
+
+func types(ps []wire.Payload) (ts []wire.PayloadType) {
+	for _, p := range ps {
+		ts = append(ts, p.Type())
+	}
+	return ts
 }
 
 func contains(ts []wire.PayloadType, t wire.PayloadType) bool {

@@ -15,16 +15,12 @@ const maxSide = 8
 
 // ruleOf finds a secure rule for this peer by name.
 func (m *Machine) ruleOf(name string) (ipsec.Rule, bool) {
-	for _, r := range m.policy.Rules {
-		if r.Name == name && m.serves(r) {
-			return r, true
+	for r := range m.policy.RulesOf(m.peer.Name) {
+		if r.Name == name && r.Template != nil {
+			return *r, true
 		}
 	}
 	return ipsec.Rule{}, false
-}
-
-func (m *Machine) serves(r ipsec.Rule) bool {
-	return r.Action == ipsec.ActionSecure && r.Template != nil && r.Peer == m.peer.Name
 }
 
 // sides are the traffic selectors to offer for a rule. In transport mode both
@@ -148,15 +144,15 @@ func (m *Machine) answerRule(msg *message, only string) (r ipsec.Rule, local, re
 
 func (m *Machine) searchRules(tsl, tsr []ipsec.TrafficSelector, only string, mode ipsec.Mode) (ipsec.Rule, []ipsec.TrafficSelector, []ipsec.TrafficSelector, bool) {
 	for _, count := range []int{1, wire.MaxSelectors} {
-		for _, r := range m.policy.Rules {
-			if !m.serves(r) || r.Template.Mode != mode || only != "" && r.Name != only {
+		for r := range m.policy.RulesOf(m.peer.Name) {
+			if r.Template == nil || r.Template.Mode != mode || only != "" && r.Name != only {
 				continue
 			}
-			if _, _, hit := narrow(r, tsl[:min(count, len(tsl))], tsr[:min(count, len(tsr))]); !hit {
+			if _, _, hit := narrow(*r, tsl[:min(count, len(tsl))], tsr[:min(count, len(tsr))]); !hit {
 				continue
 			}
-			if l, rem, ok := narrow(r, tsl, tsr); ok {
-				return r, l, rem, true
+			if l, rem, ok := narrow(*r, tsl, tsr); ok {
+				return *r, l, rem, true
 			}
 		}
 	}
@@ -165,8 +161,8 @@ func (m *Machine) searchRules(tsl, tsr []ipsec.TrafficSelector, only string, mod
 
 // selectorFailure shows our rules beside the peer's selectors.
 func (m *Machine) selectorFailure(f ike.Failure, msg *message) ike.Failure {
-	for _, r := range m.policy.Rules {
-		if m.serves(r) {
+	for r := range m.policy.RulesOf(m.peer.Name) {
+		if r.Template != nil {
 			f.Ours = append(f.Ours, r.Name+": "+r.Selector.String())
 		}
 	}

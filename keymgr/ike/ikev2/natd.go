@@ -93,8 +93,8 @@ func forceEncap(policy *ipsec.NodePolicy, p ipsec.Peer) bool {
 	if p.ForceEncap {
 		return true
 	}
-	for _, r := range policy.Rules {
-		if r.Peer == p.Name && r.Template != nil && r.Template.ForceEncap {
+	for r := range policy.RulesOf(p.Name) {
+		if r.Template != nil && r.Template.ForceEncap {
 			return true
 		}
 	}
