@@ -86,8 +86,10 @@ type Peer struct {
 	LocalID    Identity
 	RemoteID   Identity
 	Auth       []AuthMethod
+	PPK        *PPK          // nil for none
 	Proposals  []Proposal    // IKE, in order of preference
 	Lifetime   time.Duration // of the IKE SA
+	Reauth     time.Duration // authenticate anew after so long; 0 for never
 	DPD        time.Duration // liveness check when idle this long; 0 for never
 	ForceEncap bool
 	Mobike     bool // RFC 4555, when the peer has it too

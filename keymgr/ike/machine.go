@@ -42,6 +42,7 @@ type Info struct {
 	Path      Path
 	LocalID   string
 	RemoteID  string
+	PPK       string // identifier of the postquantum preshared key (RFC 8784), "" for none
 	// How each end has proven its identity: psk, null, or a signature scheme such
 	// as ecdsa-sha256.
 	LocalAuth  string
@@ -50,5 +51,6 @@ type Info struct {
 	NAT        string // none, local, remote or both
 	Since      time.Time
 	RekeyAt    time.Time
+	ReauthAt   time.Time // zero for never
 	Children   []Child
 }

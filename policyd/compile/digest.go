@@ -63,9 +63,27 @@ func PeerVersion(p *ipsec.Peer) string {
 	d.number(uint64(len(p.Auth)))
 	for _, a := range p.Auth {
 		d.text(a.PSK)
+		d.flag(a.Null)
+		d.number(uint64(a.Side))
+		d.flag(a.Certificate != nil)
+		if c := a.Certificate; c != nil {
+			d.texts(c.Trust)
+			d.text(c.Credential)
+			d.text(c.PeerIdentity)
+			d.number(uint64(c.Revocation))
+			d.texts(c.RevocationURLs)
+			d.flag(c.AllowLegacy)
+		}
+	}
+	d.flag(p.PPK != nil)
+	if k := p.PPK; k != nil {
+		d.text(k.ID)
+		d.text(k.Secret)
+		d.flag(k.Required)
 	}
 	d.proposals(p.Proposals)
 	d.number(uint64(p.Lifetime))
+	d.number(uint64(p.Reauth))
 	d.number(uint64(p.DPD))
 	d.flag(p.ForceEncap)
 	d.flag(p.Mobike)
@@ -89,6 +107,13 @@ func (d *digest) number(n uint64) { *d = binary.AppendUvarint(*d, n) }
 func (d *digest) text(s string) {
 	d.number(uint64(len(s)))
 	*d = append(*d, s...)
+}
+
+func (d *digest) texts(all []string) {
+	d.number(uint64(len(all)))
+	for _, s := range all {
+		d.text(s)
+	}
 }
 
 func (d *digest) flag(b bool) {

@@ -47,7 +47,8 @@ func (b *builder) peer(j job, t target) string {
 	p := b.peers[name]
 	if p == nil {
 		p = b.profile(name, t.peer, is4)
-		p.Auth = b.c.set.Authentications[j.rule.Authentication].Methods
+		a := b.c.set.Authentications[j.rule.Authentication]
+		p.Auth, p.PPK = a.For(b.node), a.PPK
 		b.peers[name] = p
 	}
 	p.ForceEncap = p.ForceEncap || j.action.Template.ForceEncap
@@ -57,7 +58,7 @@ func (b *builder) peer(j job, t target) string {
 
 func (b *builder) profile(name string, ref peerRef, is4 bool) *ipsec.Peer {
 	k := b.policy.KeyExchange
-	p := &ipsec.Peer{Name: name, LocalID: b.node.Identity, Proposals: k.Suites, Lifetime: k.Lifetime, DPD: k.DPD}
+	p := &ipsec.Peer{Name: name, LocalID: b.node.Identity, Proposals: k.Suites, Lifetime: k.Lifetime, Reauth: k.Reauth, DPD: k.DPD}
 	switch {
 	case ref.node != nil:
 		p.Local, p.RemoteID = ofFamily(b.node.Addresses, is4), ref.node.Identity

@@ -327,11 +327,13 @@ func TestEveryFieldIsInTheVersion(t *testing.T) {
 	secure := slices.IndexFunc(p.Rules, func(r ipsec.Rule) bool { return r.Template != nil })
 	rule, peer, settings := p.Rules[secure], p.Peers[0], compile.SettingsOf(p)
 	peer.Proposals, peer.Local, peer.Remote, peer.Auth = cloneProposals(peer.Proposals), slices.Clone(peer.Local), slices.Clone(peer.Remote), slices.Clone(peer.Auth)
+	peer.Auth = []ipsec.AuthMethod{{PSK: "s", Certificate: &ipsec.CertificateAuth{Trust: []string{"t"}, Credential: "c", PeerIdentity: "p", RevocationURLs: []string{"u"}}}}
+	peer.PPK = &ipsec.PPK{ID: "i", Secret: "s"}
 	settings.Addresses = slices.Clone(settings.Addresses)
 	if n := eachLeaf(t, reflect.ValueOf(&rule).Elem(), "rule", func() string { return compile.RuleVersion(&rule) }); n < 25 {
 		t.Errorf("only %d fields of a rule were tried", n)
 	}
-	if n := eachLeaf(t, reflect.ValueOf(&peer).Elem(), "peer", func() string { return compile.PeerVersion(&peer) }); n < 15 {
+	if n := eachLeaf(t, reflect.ValueOf(&peer).Elem(), "peer", func() string { return compile.PeerVersion(&peer) }); n < 28 {
 		t.Errorf("only %d fields of a peer were tried", n)
 	}
 	eachLeaf(t, reflect.ValueOf(&settings).Elem(), "settings", func() string { return compile.SettingsVersion(settings) })

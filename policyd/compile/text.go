@@ -40,7 +40,13 @@ func Text(p ipsec.NodePolicy) string {
 		fmt.Fprintf(&w, "peer %s: %s (%s) to %s (%s)\n    %s, life %s, dpd %s%s", x.Name, join(x.Local), x.LocalID, remote, x.RemoteID,
 			join(x.Proposals), x.Lifetime, dpd(x.DPD), mobike)
 		for _, a := range x.Auth {
-			fmt.Fprintf(&w, ", psk %s", a.PSK)
+			w.WriteString(", " + a.String())
+		}
+		if k := x.PPK; k != nil {
+			fmt.Fprintf(&w, ", ppk %s", k)
+		}
+		if x.Reauth != 0 {
+			fmt.Fprintf(&w, ", reauthentication %s", x.Reauth)
 		}
 		flag(&w, x.ForceEncap, "force encap")
 		w.WriteByte('\n')

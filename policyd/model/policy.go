@@ -22,6 +22,7 @@ type Policy struct {
 type KeyExchange struct {
 	Suites   []ipsec.Proposal // in order of preference
 	Lifetime time.Duration
+	Reauth   time.Duration // 0 for never
 	DPD      time.Duration // 0 for never
 	Mobike   bool          // RFC 4555, with peers of tunnel-mode rules
 }
@@ -130,6 +131,7 @@ func readKeyExchange(v value) KeyExchange {
 			}
 		}},
 		key{"lifetime", false, func(v value) { k.Lifetime = v.duration(time.Minute, 30*24*time.Hour) }},
+		key{"reauthentication", false, func(v value) { k.Reauth = v.duration(time.Minute, 30*24*time.Hour) }},
 		key{"dpd", false, func(v value) { k.DPD = v.duration(0, 24*time.Hour) }},
 		key{"mobike", false, func(v value) { k.Mobike = v.boolean() }},
 	)

@@ -45,7 +45,7 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 	if err != nil {
 		return err
 	}
-	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Log: log})
+	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Certificates: stores.certificates, Log: log})
 	if err != nil {
 		return err
 	}

@@ -255,7 +255,7 @@ func (c *cli) policyEffective() *cobra.Command {
 				t.line("")
 				t.row("PEER", "LOCAL ID", "REMOTE ID", "REMOTE", "AUTHENTICATION", "SUITES")
 				for _, p := range v.Peers {
-					t.row(p.Name, p.LocalID, p.RemoteID, strings.Join(p.Remote, " "), strings.Join(p.Auth, " "), strings.Join(p.Suites, " "))
+					t.row(p.Name, p.LocalID, p.RemoteID, strings.Join(p.Remote, " "), strings.Join(p.Auth, ", "), strings.Join(p.Suites, " "))
 				}
 			})
 		},

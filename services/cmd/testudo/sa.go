@@ -61,6 +61,9 @@ func (c *cli) saList() *cobra.Command {
 					t.line("%s -> %s  IKEv%d %s %s  spi %016x/%016x  %s  nat %s  up %s", s.GetNode(), s.GetPeer(), s.GetVersion(), s.GetState(), role,
 						s.GetLocalSpi(), s.GetRemoteSpi(), s.GetSuite(), s.GetNat(), age(s.GetSince()))
 					t.line("  %s [%s] ... %s [%s]", s.GetLocal(), s.GetLocalId(), s.GetRemote(), s.GetRemoteId())
+					if s.GetRemoteAuth() != "" {
+						t.line("  %s", authenticated(s))
+					}
 					for _, ch := range s.GetChildren() {
 						encap := ""
 						if ch.GetEncap() {
@@ -302,4 +305,19 @@ func printFailure(t *table, f *keymgrv1.Failure) {
 			t.row("  "+d.GetType(), strings.Join(d.GetOurs(), " "), strings.Join(d.GetTheirs(), " "), yesNo(d.GetMatches()))
 		}
 	}
+}
+
+// authenticated says how the ends of an IKE SA have proven who they are.
+func authenticated(s *keymgrv1.IkeSa) string {
+	out := fmt.Sprintf("authenticated with %s, peer with %s", s.GetLocalAuth(), s.GetRemoteAuth())
+	if id := s.GetPpkId(); id != "" {
+		out += ", ppk " + id
+	}
+	if s.GetRemoteAuth() == "null" {
+		out += " (the peer's identity is not proven)"
+	}
+	if at := s.GetReauthAt(); at != nil {
+		out += ", again in " + time.Until(at.AsTime()).Round(time.Second).String()
+	}
+	return out
 }

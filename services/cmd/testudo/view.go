@@ -75,7 +75,10 @@ func viewPeer(m *policyv1.Peer) (peerView, error) {
 		v.Remote = append(v.Remote, a.String())
 	}
 	for _, a := range p.Auth {
-		v.Auth = append(v.Auth, "psk:"+a.PSK)
+		v.Auth = append(v.Auth, a.String())
+	}
+	if p.PPK != nil {
+		v.Auth = append(v.Auth, "ppk "+p.PPK.String())
 	}
 	return v, nil
 }

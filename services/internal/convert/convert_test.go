@@ -160,6 +160,22 @@ var identity = rapid.Custom(func(t *rapid.T) ipsec.Identity {
 	return ipsec.Identity{Kind: ipsec.IdentityKind(rapid.Uint8Min(1).Draw(t, "kind")), Data: string(rapid.SliceOf(rapid.Byte()).Draw(t, "data"))}
 })
 
+var someMethod = rapid.Custom(func(t *rapid.T) ipsec.AuthMethod {
+	a := ipsec.AuthMethod{Side: ipsec.AuthSide(rapid.IntRange(0, 2).Draw(t, "side"))}
+	switch rapid.IntRange(0, 2).Draw(t, "kind") {
+	case 0:
+		a.PSK = word.Draw(t, "psk")
+	case 1:
+		a.Null = true
+	default:
+		a.Certificate = &ipsec.CertificateAuth{
+			Trust: []string{word.Draw(t, "trust")}, Credential: word.Draw(t, "credential"), PeerIdentity: "*.example",
+			Revocation: ipsec.Revocation(rapid.IntRange(0, 2).Draw(t, "revocation")), RevocationURLs: []string{word.Draw(t, "url")}, AllowLegacy: rapid.Bool().Draw(t, "legacy"),
+		}
+	}
+	return a
+})
+
 var somePeer = rapid.Custom(func(t *rapid.T) *ipsec.Peer {
 	p := &ipsec.Peer{
 		Name: word.Draw(t, "name"), LocalID: identity.Draw(t, "local id"), RemoteID: identity.Draw(t, "remote id"), Proposals: proposals(t, ipsec.ProtocolIKE),
@@ -168,7 +184,7 @@ var somePeer = rapid.Custom(func(t *rapid.T) *ipsec.Peer {
 	for range rapid.IntRange(0, 3).Draw(t, "n") {
 		p.Local = append(p.Local, addr.Draw(t, "local"))
 		p.Remote = append(p.Remote, addr.Draw(t, "remote"))
-		p.Auth = append(p.Auth, ipsec.AuthMethod{PSK: word.Draw(t, "psk")})
+		p.Auth = append(p.Auth, someMethod.Draw(t, "method"))
 	}
 	return p
 })
@@ -292,18 +308,22 @@ func TestNoFieldIsForgotten(t *testing.T) {
 		Name: "n", Policy: "p", Weight: 1, Direction: ipsec.Both, Selector: sel, Action: ipsec.ActionSecure, Peer: "peer",
 		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true, Resources: 3},
 	}
+	cert := &ipsec.CertificateAuth{Trust: []string{"file:ca"}, Credential: "file:own", PeerIdentity: "*.x", Revocation: ipsec.RevocationHard,
+		RevocationURLs: []string{"http://crl.x/"}, AllowLegacy: true}
 	peer := &ipsec.Peer{
-		Name: "n", Local: []netip.Addr{a}, Remote: []netip.Addr{b}, LocalID: id, RemoteID: id, Auth: []ipsec.AuthMethod{{PSK: "file:x"}},
+		Name: "n", Local: []netip.Addr{a}, Remote: []netip.Addr{b}, LocalID: id, RemoteID: id, Auth: []ipsec.AuthMethod{{PSK: "file:x"}, {Null: true, Side: ipsec.AuthRemote}, {Certificate: cert, Side: ipsec.AuthLocal}},
+		PPK: &ipsec.PPK{ID: "i", Secret: "file:p", Required: true}, Reauth: 2 * time.Hour,
 		Proposals: []ipsec.Proposal{ike}, Lifetime: time.Hour, DPD: time.Minute, ForceEncap: true, Mobike: true,
 	}
 	counters := ipsec.SACounters{ID: 1, Bytes: 2, Packets: 3, Top: 4, Errors: 5, Used: time.Unix(6, 7).UTC()}
-	for _, v := range []any{sa, rule, counters} {
+	for _, v := range []any{sa, rule, counters, cert} {
 		if z := zeros(reflect.ValueOf(v), fmt.Sprintf("%T", v)); len(z) != 0 {
 			t.Errorf("this test leaves fields unset, so that it cannot tell whether they arrive: %s", strings.Join(z, ", "))
 		}
 	}
 	for _, z := range zeros(reflect.ValueOf(peer), "Peer") {
-		if z != "Peer.Proposals[0].Protocol" { // IKE is 0
+		// IKE is 0, and a method is one of three.
+		if z != "Peer.Proposals[0].Protocol" && !strings.HasPrefix(z, "Peer.Auth[") {
 			t.Errorf("this test leaves %s unset", z)
 		}
 	}
@@ -373,11 +393,17 @@ func TestNumbersThatDoNotFitAreRefused(t *testing.T) {
 		}
 	}
 	for name, m := range map[string]*policyv1.Peer{
-		"nil":      nil,
-		"identity": {Name: "p", LocalId: &policyv1.Identity{Kind: 256 + 2}},
-		"kind":     {Name: "p", RemoteId: &policyv1.Identity{Data: []byte("x")}},
-		"address":  {Name: "p", Remote: [][]byte{{}}},
-		"proposal": {Name: "p", Proposals: []*ipsecv1.Proposal{{}}},
+		"nil":         nil,
+		"identity":    {Name: "p", LocalId: &policyv1.Identity{Kind: 256 + 2}},
+		"kind":        {Name: "p", RemoteId: &policyv1.Identity{Data: []byte("x")}},
+		"address":     {Name: "p", Remote: [][]byte{{}}},
+		"proposal":    {Name: "p", Proposals: []*ipsecv1.Proposal{{}}},
+		"no method":   {Name: "p", Auth: []*policyv1.AuthMethod{{}}},
+		"two methods": {Name: "p", Auth: []*policyv1.AuthMethod{{Psk: "file:x", Null: true}}},
+		"side":        {Name: "p", Auth: []*policyv1.AuthMethod{{Psk: "file:x", Side: 256 + 1}}},
+		"revocation":  {Name: "p", Auth: []*policyv1.AuthMethod{{Certificate: &policyv1.CertificateAuth{Revocation: 256 + 2}}}},
+		"pattern":     {Name: "p", Auth: []*policyv1.AuthMethod{{Certificate: &policyv1.CertificateAuth{PeerIdentity: "a*b"}}}},
+		"ppk":         {Name: "p", Ppk: &policyv1.Ppk{Id: "x"}},
 	} {
 		if got, err := convert.FromPeer(m); err == nil {
 			t.Errorf("peer, %s: taken as %+v", name, got)

@@ -101,10 +101,13 @@ func fromIdentity(m *policyv1.Identity) (ipsec.Identity, error) {
 func ToPeer(p *ipsec.Peer) *policyv1.Peer {
 	m := &policyv1.Peer{
 		Name: p.Name, Local: ToAddrs(p.Local), Remote: ToAddrs(p.Remote), LocalId: toIdentity(p.LocalID), RemoteId: toIdentity(p.RemoteID),
-		Proposals: toProposals(p.Proposals), Lifetime: duration(p.Lifetime), Dpd: duration(p.DPD), ForceEncap: p.ForceEncap, Mobike: p.Mobike,
+		Proposals: toProposals(p.Proposals), Lifetime: duration(p.Lifetime), Reauth: duration(p.Reauth), Dpd: duration(p.DPD), ForceEncap: p.ForceEncap, Mobike: p.Mobike,
 	}
 	for _, a := range p.Auth {
-		m.Auth = append(m.Auth, &policyv1.AuthMethod{Psk: a.PSK})
+		m.Auth = append(m.Auth, toAuthMethod(a))
+	}
+	if k := p.PPK; k != nil {
+		m.Ppk = &policyv1.Ppk{Id: k.ID, Secret: k.Secret, Required: k.Required}
 	}
 	return m
 }
@@ -136,7 +139,17 @@ func FromPeer(m *policyv1.Peer) (*ipsec.Peer, error) {
 		return fail(err)
 	}
 	for _, a := range m.GetAuth() {
-		p.Auth = append(p.Auth, ipsec.AuthMethod{PSK: a.GetPsk()})
+		method, err := fromAuthMethod(a)
+		if err != nil {
+			return fail(err)
+		}
+		p.Auth = append(p.Auth, method)
+	}
+	if p.PPK, err = fromPPK(m.GetPpk()); err != nil {
+		return fail(err)
+	}
+	if p.Reauth, err = fromDuration(m.GetReauth()); err != nil {
+		return fail(fmt.Errorf("reauth: %w", err))
 	}
 	if p.Proposals, err = fromProposals(m.GetProposals()); err != nil {
 		return fail(err)

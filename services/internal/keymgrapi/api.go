@@ -42,7 +42,8 @@ func toIKESA(sa *engine.IKESA) *keymgrv1.IkeSa {
 		Node: sa.Node, Peer: sa.Peer, Version: uint32(sa.Version), Initiator: sa.Initiator, State: sa.State,
 		LocalSpi: sa.LocalSPI, RemoteSpi: sa.RemoteSPI, Local: sa.Path.Local.String(), Remote: sa.Path.Remote.String(),
 		LocalId: sa.LocalID, RemoteId: sa.RemoteID, Suite: sa.Suite.String(), Nat: sa.NAT,
-		Since: convert.Time(sa.Since), RekeyAt: convert.Time(sa.RekeyAt),
+		LocalAuth: sa.LocalAuth, RemoteAuth: sa.RemoteAuth, PpkId: sa.PPK,
+		Since: convert.Time(sa.Since), RekeyAt: convert.Time(sa.RekeyAt), ReauthAt: convert.Time(sa.ReauthAt),
 	}
 	for i, c := range sa.Children {
 		cm := toChild(c)

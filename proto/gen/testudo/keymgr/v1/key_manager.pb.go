@@ -161,7 +161,15 @@ type IkeSa struct {
 	// When it will be rekeyed; absent while unknown.
 	RekeyAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=rekey_at,json=rekeyAt,proto3" json:"rekey_at,omitempty"`
 	// Its CHILD SAs.
-	Children      []*ChildSa `protobuf:"bytes,16,rep,name=children,proto3" json:"children,omitempty"`
+	Children []*ChildSa `protobuf:"bytes,16,rep,name=children,proto3" json:"children,omitempty"`
+	// How this side has proven its identity: psk, null, or a signature scheme.
+	LocalAuth string `protobuf:"bytes,17,opt,name=local_auth,json=localAuth,proto3" json:"local_auth,omitempty"`
+	// How the peer has.
+	RemoteAuth string `protobuf:"bytes,18,opt,name=remote_auth,json=remoteAuth,proto3" json:"remote_auth,omitempty"`
+	// Identifier of the postquantum preshared key in its keys; empty for none.
+	PpkId string `protobuf:"bytes,19,opt,name=ppk_id,json=ppkId,proto3" json:"ppk_id,omitempty"`
+	// When both ends will authenticate anew; absent for never.
+	ReauthAt      *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=reauth_at,json=reauthAt,proto3" json:"reauth_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -304,6 +312,34 @@ func (x *IkeSa) GetRekeyAt() *timestamppb.Timestamp {
 func (x *IkeSa) GetChildren() []*ChildSa {
 	if x != nil {
 		return x.Children
+	}
+	return nil
+}
+
+func (x *IkeSa) GetLocalAuth() string {
+	if x != nil {
+		return x.LocalAuth
+	}
+	return ""
+}
+
+func (x *IkeSa) GetRemoteAuth() string {
+	if x != nil {
+		return x.RemoteAuth
+	}
+	return ""
+}
+
+func (x *IkeSa) GetPpkId() string {
+	if x != nil {
+		return x.PpkId
+	}
+	return ""
+}
+
+func (x *IkeSa) GetReauthAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReauthAt
 	}
 	return nil
 }
@@ -1548,7 +1584,7 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\"D\n" +
 	"\x0fListSasResponse\x121\n" +
-	"\aike_sas\x18\x01 \x03(\v2\x18.testudo.keymgr.v1.IkeSaR\x06ikeSas\"\xe8\x03\n" +
+	"\aike_sas\x18\x01 \x03(\v2\x18.testudo.keymgr.v1.IkeSaR\x06ikeSas\"\xf8\x04\n" +
 	"\x05IkeSa\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x18\n" +
@@ -1567,7 +1603,13 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x03nat\x18\r \x01(\tR\x03nat\x120\n" +
 	"\x05since\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x125\n" +
 	"\brekey_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\arekeyAt\x126\n" +
-	"\bchildren\x18\x10 \x03(\v2\x1a.testudo.keymgr.v1.ChildSaR\bchildren\"\xad\x03\n" +
+	"\bchildren\x18\x10 \x03(\v2\x1a.testudo.keymgr.v1.ChildSaR\bchildren\x12\x1d\n" +
+	"\n" +
+	"local_auth\x18\x11 \x01(\tR\tlocalAuth\x12\x1f\n" +
+	"\vremote_auth\x18\x12 \x01(\tR\n" +
+	"remoteAuth\x12\x15\n" +
+	"\x06ppk_id\x18\x13 \x01(\tR\x05ppkId\x127\n" +
+	"\treauth_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breauthAt\"\xad\x03\n" +
 	"\aChildSa\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +
@@ -1704,37 +1746,38 @@ var file_testudo_keymgr_v1_key_manager_proto_depIdxs = []int32{
 	19, // 1: testudo.keymgr.v1.IkeSa.since:type_name -> google.protobuf.Timestamp
 	19, // 2: testudo.keymgr.v1.IkeSa.rekey_at:type_name -> google.protobuf.Timestamp
 	3,  // 3: testudo.keymgr.v1.IkeSa.children:type_name -> testudo.keymgr.v1.ChildSa
-	20, // 4: testudo.keymgr.v1.ChildSa.mode:type_name -> testudo.ipsec.v1.Mode
-	19, // 5: testudo.keymgr.v1.ChildSa.since:type_name -> google.protobuf.Timestamp
-	21, // 6: testudo.keymgr.v1.ChildSa.in:type_name -> testudo.ipsec.v1.SaCounters
-	21, // 7: testudo.keymgr.v1.ChildSa.out:type_name -> testudo.ipsec.v1.SaCounters
-	6,  // 8: testudo.keymgr.v1.ListWorkersResponse.workers:type_name -> testudo.keymgr.v1.Worker
-	19, // 9: testudo.keymgr.v1.Worker.since:type_name -> google.protobuf.Timestamp
-	22, // 10: testudo.keymgr.v1.InitiateRequest.timeout:type_name -> google.protobuf.Duration
-	3,  // 11: testudo.keymgr.v1.InitiateResponse.child:type_name -> testudo.keymgr.v1.ChildSa
-	19, // 12: testudo.keymgr.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
-	17, // 13: testudo.keymgr.v1.ExplainFailuresResponse.failures:type_name -> testudo.keymgr.v1.Failure
-	19, // 14: testudo.keymgr.v1.Failure.time:type_name -> google.protobuf.Timestamp
-	18, // 15: testudo.keymgr.v1.Failure.diff:type_name -> testudo.keymgr.v1.TransformDiff
-	0,  // 16: testudo.keymgr.v1.KeyManagerService.ListSas:input_type -> testudo.keymgr.v1.ListSasRequest
-	4,  // 17: testudo.keymgr.v1.KeyManagerService.ListWorkers:input_type -> testudo.keymgr.v1.ListWorkersRequest
-	7,  // 18: testudo.keymgr.v1.KeyManagerService.Initiate:input_type -> testudo.keymgr.v1.InitiateRequest
-	9,  // 19: testudo.keymgr.v1.KeyManagerService.Rekey:input_type -> testudo.keymgr.v1.RekeyRequest
-	11, // 20: testudo.keymgr.v1.KeyManagerService.Terminate:input_type -> testudo.keymgr.v1.TerminateRequest
-	13, // 21: testudo.keymgr.v1.KeyManagerService.Watch:input_type -> testudo.keymgr.v1.WatchRequest
-	15, // 22: testudo.keymgr.v1.KeyManagerService.ExplainFailures:input_type -> testudo.keymgr.v1.ExplainFailuresRequest
-	1,  // 23: testudo.keymgr.v1.KeyManagerService.ListSas:output_type -> testudo.keymgr.v1.ListSasResponse
-	5,  // 24: testudo.keymgr.v1.KeyManagerService.ListWorkers:output_type -> testudo.keymgr.v1.ListWorkersResponse
-	8,  // 25: testudo.keymgr.v1.KeyManagerService.Initiate:output_type -> testudo.keymgr.v1.InitiateResponse
-	10, // 26: testudo.keymgr.v1.KeyManagerService.Rekey:output_type -> testudo.keymgr.v1.RekeyResponse
-	12, // 27: testudo.keymgr.v1.KeyManagerService.Terminate:output_type -> testudo.keymgr.v1.TerminateResponse
-	14, // 28: testudo.keymgr.v1.KeyManagerService.Watch:output_type -> testudo.keymgr.v1.WatchResponse
-	16, // 29: testudo.keymgr.v1.KeyManagerService.ExplainFailures:output_type -> testudo.keymgr.v1.ExplainFailuresResponse
-	23, // [23:30] is the sub-list for method output_type
-	16, // [16:23] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	19, // 4: testudo.keymgr.v1.IkeSa.reauth_at:type_name -> google.protobuf.Timestamp
+	20, // 5: testudo.keymgr.v1.ChildSa.mode:type_name -> testudo.ipsec.v1.Mode
+	19, // 6: testudo.keymgr.v1.ChildSa.since:type_name -> google.protobuf.Timestamp
+	21, // 7: testudo.keymgr.v1.ChildSa.in:type_name -> testudo.ipsec.v1.SaCounters
+	21, // 8: testudo.keymgr.v1.ChildSa.out:type_name -> testudo.ipsec.v1.SaCounters
+	6,  // 9: testudo.keymgr.v1.ListWorkersResponse.workers:type_name -> testudo.keymgr.v1.Worker
+	19, // 10: testudo.keymgr.v1.Worker.since:type_name -> google.protobuf.Timestamp
+	22, // 11: testudo.keymgr.v1.InitiateRequest.timeout:type_name -> google.protobuf.Duration
+	3,  // 12: testudo.keymgr.v1.InitiateResponse.child:type_name -> testudo.keymgr.v1.ChildSa
+	19, // 13: testudo.keymgr.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	17, // 14: testudo.keymgr.v1.ExplainFailuresResponse.failures:type_name -> testudo.keymgr.v1.Failure
+	19, // 15: testudo.keymgr.v1.Failure.time:type_name -> google.protobuf.Timestamp
+	18, // 16: testudo.keymgr.v1.Failure.diff:type_name -> testudo.keymgr.v1.TransformDiff
+	0,  // 17: testudo.keymgr.v1.KeyManagerService.ListSas:input_type -> testudo.keymgr.v1.ListSasRequest
+	4,  // 18: testudo.keymgr.v1.KeyManagerService.ListWorkers:input_type -> testudo.keymgr.v1.ListWorkersRequest
+	7,  // 19: testudo.keymgr.v1.KeyManagerService.Initiate:input_type -> testudo.keymgr.v1.InitiateRequest
+	9,  // 20: testudo.keymgr.v1.KeyManagerService.Rekey:input_type -> testudo.keymgr.v1.RekeyRequest
+	11, // 21: testudo.keymgr.v1.KeyManagerService.Terminate:input_type -> testudo.keymgr.v1.TerminateRequest
+	13, // 22: testudo.keymgr.v1.KeyManagerService.Watch:input_type -> testudo.keymgr.v1.WatchRequest
+	15, // 23: testudo.keymgr.v1.KeyManagerService.ExplainFailures:input_type -> testudo.keymgr.v1.ExplainFailuresRequest
+	1,  // 24: testudo.keymgr.v1.KeyManagerService.ListSas:output_type -> testudo.keymgr.v1.ListSasResponse
+	5,  // 25: testudo.keymgr.v1.KeyManagerService.ListWorkers:output_type -> testudo.keymgr.v1.ListWorkersResponse
+	8,  // 26: testudo.keymgr.v1.KeyManagerService.Initiate:output_type -> testudo.keymgr.v1.InitiateResponse
+	10, // 27: testudo.keymgr.v1.KeyManagerService.Rekey:output_type -> testudo.keymgr.v1.RekeyResponse
+	12, // 28: testudo.keymgr.v1.KeyManagerService.Terminate:output_type -> testudo.keymgr.v1.TerminateResponse
+	14, // 29: testudo.keymgr.v1.KeyManagerService.Watch:output_type -> testudo.keymgr.v1.WatchResponse
+	16, // 30: testudo.keymgr.v1.KeyManagerService.ExplainFailures:output_type -> testudo.keymgr.v1.ExplainFailuresResponse
+	24, // [24:31] is the sub-list for method output_type
+	17, // [17:24] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_testudo_keymgr_v1_key_manager_proto_init() }

@@ -951,7 +951,11 @@ type Peer struct {
 	// UDP encapsulation even without a NAT.
 	ForceEncap bool `protobuf:"varint,10,opt,name=force_encap,json=forceEncap,proto3" json:"force_encap,omitempty"`
 	// MOBIKE (RFC 4555), when the peer has it too.
-	Mobike        bool `protobuf:"varint,11,opt,name=mobike,proto3" json:"mobike,omitempty"`
+	Mobike bool `protobuf:"varint,11,opt,name=mobike,proto3" json:"mobike,omitempty"`
+	// Postquantum preshared key; absent for none.
+	Ppk *Ppk `protobuf:"bytes,12,opt,name=ppk,proto3" json:"ppk,omitempty"`
+	// Authenticate anew after so long; absent for never.
+	Reauth        *durationpb.Duration `protobuf:"bytes,13,opt,name=reauth,proto3" json:"reauth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1063,6 +1067,20 @@ func (x *Peer) GetMobike() bool {
 	return false
 }
 
+func (x *Peer) GetPpk() *Ppk {
+	if x != nil {
+		return x.Ppk
+	}
+	return nil
+}
+
+func (x *Peer) GetReauth() *durationpb.Duration {
+	if x != nil {
+		return x.Reauth
+	}
+	return nil
+}
+
 // An IKE identity (RFC 7296 section 3.5).
 type Identity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1118,11 +1136,17 @@ func (x *Identity) GetData() []byte {
 	return nil
 }
 
-// One way to authenticate.
+// One way to authenticate: a preshared key, a certificate, or nothing.
 type AuthMethod struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Reference to a preshared key such as vault:secret/path; never the key.
-	Psk           string `protobuf:"bytes,1,opt,name=psk,proto3" json:"psk,omitempty"`
+	Psk string `protobuf:"bytes,1,opt,name=psk,proto3" json:"psk,omitempty"`
+	// Certificates and signatures.
+	Certificate *CertificateAuth `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// NULL authentication (RFC 7619).
+	Null bool `protobuf:"varint,3,opt,name=null,proto3" json:"null,omitempty"`
+	// Whom it authenticates: 0 both ends, 1 this side, 2 the peer.
+	Side          uint32 `protobuf:"varint,4,opt,name=side,proto3" json:"side,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1162,6 +1186,182 @@ func (x *AuthMethod) GetPsk() string {
 		return x.Psk
 	}
 	return ""
+}
+
+func (x *AuthMethod) GetCertificate() *CertificateAuth {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *AuthMethod) GetNull() bool {
+	if x != nil {
+		return x.Null
+	}
+	return false
+}
+
+func (x *AuthMethod) GetSide() uint32 {
+	if x != nil {
+		return x.Side
+	}
+	return 0
+}
+
+// Authentication with certificates.
+type CertificateAuth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// References of trust anchors.
+	Trust []string `protobuf:"bytes,1,rep,name=trust,proto3" json:"trust,omitempty"`
+	// Reference of this side's key and chain; empty for none.
+	Credential string `protobuf:"bytes,2,opt,name=credential,proto3" json:"credential,omitempty"`
+	// Pattern that the peer's identity must match; empty for any.
+	PeerIdentity string `protobuf:"bytes,3,opt,name=peer_identity,json=peerIdentity,proto3" json:"peer_identity,omitempty"`
+	// When a status cannot be had: 0 not asked for, 1 passed over, 2 refused.
+	Revocation uint32 `protobuf:"varint,4,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// Prefixes of URLs from which revocation status may be fetched.
+	RevocationUrls []string `protobuf:"bytes,5,rep,name=revocation_urls,json=revocationUrls,proto3" json:"revocation_urls,omitempty"`
+	// RSA with SHA-1 passes.
+	AllowLegacy   bool `protobuf:"varint,6,opt,name=allow_legacy,json=allowLegacy,proto3" json:"allow_legacy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateAuth) Reset() {
+	*x = CertificateAuth{}
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateAuth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateAuth) ProtoMessage() {}
+
+func (x *CertificateAuth) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateAuth.ProtoReflect.Descriptor instead.
+func (*CertificateAuth) Descriptor() ([]byte, []int) {
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CertificateAuth) GetTrust() []string {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *CertificateAuth) GetCredential() string {
+	if x != nil {
+		return x.Credential
+	}
+	return ""
+}
+
+func (x *CertificateAuth) GetPeerIdentity() string {
+	if x != nil {
+		return x.PeerIdentity
+	}
+	return ""
+}
+
+func (x *CertificateAuth) GetRevocation() uint32 {
+	if x != nil {
+		return x.Revocation
+	}
+	return 0
+}
+
+func (x *CertificateAuth) GetRevocationUrls() []string {
+	if x != nil {
+		return x.RevocationUrls
+	}
+	return nil
+}
+
+func (x *CertificateAuth) GetAllowLegacy() bool {
+	if x != nil {
+		return x.AllowLegacy
+	}
+	return false
+}
+
+// A postquantum preshared key (RFC 8784).
+type Ppk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its identifier, the same on both ends.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Reference to the key; never the key.
+	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// No IKE SA without it.
+	Required      bool `protobuf:"varint,3,opt,name=required,proto3" json:"required,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ppk) Reset() {
+	*x = Ppk{}
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ppk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ppk) ProtoMessage() {}
+
+func (x *Ppk) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ppk.ProtoReflect.Descriptor instead.
+func (*Ppk) Descriptor() ([]byte, []int) {
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Ppk) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Ppk) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *Ppk) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
 }
 
 var File_testudo_policy_v1_policy_feed_proto protoreflect.FileDescriptor
@@ -1230,7 +1430,7 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"forceEncap\x12!\n" +
 	"\faccept_clear\x18\a \x01(\bR\vacceptClear\x12%\n" +
 	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\x12\x1c\n" +
-	"\tresources\x18\t \x01(\rR\tresources\"\xc4\x03\n" +
+	"\tresources\x18\t \x01(\rR\tresources\"\xa1\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05local\x18\x02 \x03(\fR\x05local\x12\x16\n" +
@@ -1244,13 +1444,33 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\vforce_encap\x18\n" +
 	" \x01(\bR\n" +
 	"forceEncap\x12\x16\n" +
-	"\x06mobike\x18\v \x01(\bR\x06mobike\"2\n" +
+	"\x06mobike\x18\v \x01(\bR\x06mobike\x12(\n" +
+	"\x03ppk\x18\f \x01(\v2\x16.testudo.policy.v1.PpkR\x03ppk\x121\n" +
+	"\x06reauth\x18\r \x01(\v2\x19.google.protobuf.DurationR\x06reauth\"2\n" +
 	"\bIdentity\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x1e\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x8c\x01\n" +
 	"\n" +
 	"AuthMethod\x12\x10\n" +
-	"\x03psk\x18\x01 \x01(\tR\x03psk2h\n" +
+	"\x03psk\x18\x01 \x01(\tR\x03psk\x12D\n" +
+	"\vcertificate\x18\x02 \x01(\v2\".testudo.policy.v1.CertificateAuthR\vcertificate\x12\x12\n" +
+	"\x04null\x18\x03 \x01(\bR\x04null\x12\x12\n" +
+	"\x04side\x18\x04 \x01(\rR\x04side\"\xd8\x01\n" +
+	"\x0fCertificateAuth\x12\x14\n" +
+	"\x05trust\x18\x01 \x03(\tR\x05trust\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x02 \x01(\tR\n" +
+	"credential\x12#\n" +
+	"\rpeer_identity\x18\x03 \x01(\tR\fpeerIdentity\x12\x1e\n" +
+	"\n" +
+	"revocation\x18\x04 \x01(\rR\n" +
+	"revocation\x12'\n" +
+	"\x0frevocation_urls\x18\x05 \x03(\tR\x0erevocationUrls\x12!\n" +
+	"\fallow_legacy\x18\x06 \x01(\bR\vallowLegacy\"I\n" +
+	"\x03Ppk\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x1a\n" +
+	"\brequired\x18\x03 \x01(\bR\brequired2h\n" +
 	"\n" +
 	"PolicyFeed\x12Z\n" +
 	"\tSubscribe\x12#.testudo.policy.v1.SubscribeRequest\x1a$.testudo.policy.v1.SubscribeResponse(\x010\x01BGZEgithub.com/testudo-ipsec/testudo/proto/gen/testudo/policy/v1;policyv1b\x06proto3"
@@ -1267,7 +1487,7 @@ func file_testudo_policy_v1_policy_feed_proto_rawDescGZIP() []byte {
 	return file_testudo_policy_v1_policy_feed_proto_rawDescData
 }
 
-var file_testudo_policy_v1_policy_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_testudo_policy_v1_policy_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_testudo_policy_v1_policy_feed_proto_goTypes = []any{
 	(*SubscribeRequest)(nil),    // 0: testudo.policy.v1.SubscribeRequest
 	(*Subscription)(nil),        // 1: testudo.policy.v1.Subscription
@@ -1283,13 +1503,15 @@ var file_testudo_policy_v1_policy_feed_proto_goTypes = []any{
 	(*Peer)(nil),                // 11: testudo.policy.v1.Peer
 	(*Identity)(nil),            // 12: testudo.policy.v1.Identity
 	(*AuthMethod)(nil),          // 13: testudo.policy.v1.AuthMethod
-	(v1.Action)(0),              // 14: testudo.ipsec.v1.Action
-	(v1.Direction)(0),           // 15: testudo.ipsec.v1.Direction
-	(*v1.Selector)(nil),         // 16: testudo.ipsec.v1.Selector
-	(v1.Mode)(0),                // 17: testudo.ipsec.v1.Mode
-	(*v1.Proposal)(nil),         // 18: testudo.ipsec.v1.Proposal
-	(*v1.Lifetime)(nil),         // 19: testudo.ipsec.v1.Lifetime
-	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
+	(*CertificateAuth)(nil),     // 14: testudo.policy.v1.CertificateAuth
+	(*Ppk)(nil),                 // 15: testudo.policy.v1.Ppk
+	(v1.Action)(0),              // 16: testudo.ipsec.v1.Action
+	(v1.Direction)(0),           // 17: testudo.ipsec.v1.Direction
+	(*v1.Selector)(nil),         // 18: testudo.ipsec.v1.Selector
+	(v1.Mode)(0),                // 19: testudo.ipsec.v1.Mode
+	(*v1.Proposal)(nil),         // 20: testudo.ipsec.v1.Proposal
+	(*v1.Lifetime)(nil),         // 21: testudo.ipsec.v1.Lifetime
+	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
 }
 var file_testudo_policy_v1_policy_feed_proto_depIdxs = []int32{
 	1,  // 0: testudo.policy.v1.SubscribeRequest.subscription:type_name -> testudo.policy.v1.Subscription
@@ -1304,27 +1526,30 @@ var file_testudo_policy_v1_policy_feed_proto_depIdxs = []int32{
 	8,  // 9: testudo.policy.v1.Resource.settings:type_name -> testudo.policy.v1.NodeSettings
 	9,  // 10: testudo.policy.v1.Resource.rule:type_name -> testudo.policy.v1.Rule
 	11, // 11: testudo.policy.v1.Resource.peer:type_name -> testudo.policy.v1.Peer
-	14, // 12: testudo.policy.v1.NodeSettings.default_action:type_name -> testudo.ipsec.v1.Action
-	15, // 13: testudo.policy.v1.Rule.direction:type_name -> testudo.ipsec.v1.Direction
-	16, // 14: testudo.policy.v1.Rule.selector:type_name -> testudo.ipsec.v1.Selector
-	14, // 15: testudo.policy.v1.Rule.action:type_name -> testudo.ipsec.v1.Action
+	16, // 12: testudo.policy.v1.NodeSettings.default_action:type_name -> testudo.ipsec.v1.Action
+	17, // 13: testudo.policy.v1.Rule.direction:type_name -> testudo.ipsec.v1.Direction
+	18, // 14: testudo.policy.v1.Rule.selector:type_name -> testudo.ipsec.v1.Selector
+	16, // 15: testudo.policy.v1.Rule.action:type_name -> testudo.ipsec.v1.Action
 	10, // 16: testudo.policy.v1.Rule.template:type_name -> testudo.policy.v1.Template
-	17, // 17: testudo.policy.v1.Template.mode:type_name -> testudo.ipsec.v1.Mode
-	18, // 18: testudo.policy.v1.Template.proposals:type_name -> testudo.ipsec.v1.Proposal
-	19, // 19: testudo.policy.v1.Template.lifetime:type_name -> testudo.ipsec.v1.Lifetime
+	19, // 17: testudo.policy.v1.Template.mode:type_name -> testudo.ipsec.v1.Mode
+	20, // 18: testudo.policy.v1.Template.proposals:type_name -> testudo.ipsec.v1.Proposal
+	21, // 19: testudo.policy.v1.Template.lifetime:type_name -> testudo.ipsec.v1.Lifetime
 	12, // 20: testudo.policy.v1.Peer.local_id:type_name -> testudo.policy.v1.Identity
 	12, // 21: testudo.policy.v1.Peer.remote_id:type_name -> testudo.policy.v1.Identity
 	13, // 22: testudo.policy.v1.Peer.auth:type_name -> testudo.policy.v1.AuthMethod
-	18, // 23: testudo.policy.v1.Peer.proposals:type_name -> testudo.ipsec.v1.Proposal
-	20, // 24: testudo.policy.v1.Peer.lifetime:type_name -> google.protobuf.Duration
-	20, // 25: testudo.policy.v1.Peer.dpd:type_name -> google.protobuf.Duration
-	0,  // 26: testudo.policy.v1.PolicyFeed.Subscribe:input_type -> testudo.policy.v1.SubscribeRequest
-	6,  // 27: testudo.policy.v1.PolicyFeed.Subscribe:output_type -> testudo.policy.v1.SubscribeResponse
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	20, // 23: testudo.policy.v1.Peer.proposals:type_name -> testudo.ipsec.v1.Proposal
+	22, // 24: testudo.policy.v1.Peer.lifetime:type_name -> google.protobuf.Duration
+	22, // 25: testudo.policy.v1.Peer.dpd:type_name -> google.protobuf.Duration
+	15, // 26: testudo.policy.v1.Peer.ppk:type_name -> testudo.policy.v1.Ppk
+	22, // 27: testudo.policy.v1.Peer.reauth:type_name -> google.protobuf.Duration
+	14, // 28: testudo.policy.v1.AuthMethod.certificate:type_name -> testudo.policy.v1.CertificateAuth
+	0,  // 29: testudo.policy.v1.PolicyFeed.Subscribe:input_type -> testudo.policy.v1.SubscribeRequest
+	6,  // 30: testudo.policy.v1.PolicyFeed.Subscribe:output_type -> testudo.policy.v1.SubscribeResponse
+	30, // [30:31] is the sub-list for method output_type
+	29, // [29:30] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_testudo_policy_v1_policy_feed_proto_init() }
@@ -1348,7 +1573,7 @@ func file_testudo_policy_v1_policy_feed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_testudo_policy_v1_policy_feed_proto_rawDesc), len(file_testudo_policy_v1_policy_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
