@@ -117,6 +117,7 @@ type Child struct {
 	SPIOut    ipsec.SPI
 	Since     time.Time
 	Rekeyed   uint32 // how many rekeys led to this one
+	Resource  uint32 // as ipsec.SA has it
 }
 
 // Failure explains a negotiation that came to nothing, so that an operator can

@@ -60,6 +60,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	a := &FilterAction{Meta: m}
 	t := ipsec.Template{Mode: ipsec.ModeTransport, Lifetime: DefaultLifetime, ReplayWindow: DefaultReplayWindow}
 	var action value
+	var encap *value
 	var secureOnly []value
 	var legacy []legacyUse
 	allowLegacy := false
@@ -111,7 +112,11 @@ func readFilterAction(v value, m Meta) *FilterAction {
 			}
 			t.ReplayWindow = uint32(n)
 		}),
-		secure("forceEncap", func(v value) { t.ForceEncap = v.boolean() }),
+		secure("forceEncap", func(v value) {
+			if t.ForceEncap = v.boolean(); t.ForceEncap {
+				encap = &v
+			}
+		}),
 		secure("allowLegacy", func(v value) { allowLegacy = v.boolean() }),
 	)
 	for _, l := range legacy {
@@ -129,6 +134,9 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		if t.Proposals == nil {
 			t.Proposals = DefaultSecurity
 		}
+		if encap != nil && slices.ContainsFunc(t.Proposals, isAH) {
+			encap.fail("ah cannot travel in UDP (RFC 3948 has no such encapsulation); want security with esp only, or leave forceEncap out")
+		}
 		if slices.ContainsFunc(t.Proposals, shortBlocks) && t.Lifetime.Bytes.Soft > shortBlockBytes {
 			t.Lifetime.Bytes = ipsec.Limit{Soft: shortBlockBytes, Hard: 2 * shortBlockBytes}
 		}
@@ -136,6 +144,8 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	}
 	return a
 }
+
+func isAH(p ipsec.Proposal) bool { return p.Protocol == ipsec.ProtocolAH }
 
 func shortBlocks(p ipsec.Proposal) bool {
 	return slices.ContainsFunc(p.OfType(ipsec.TransformENCR), func(t ipsec.Transform) bool {
@@ -151,24 +161,30 @@ type legacyUse struct {
 }
 
 func readSecurity(v value, legacy *[]legacyUse) (p ipsec.Proposal, ok bool) {
-	var esp *value
+	var esp, ah *value
 	v.mapping(
 		key{"esp", false, func(v value) { esp = &v }},
-		key{"ah", false, func(v value) {
-			v.fail("ah (authentication without encryption) is not enforced yet; want esp")
-		}},
+		key{"ah", false, func(v value) { ah = &v }},
 	)
-	if esp == nil {
-		if len(v.node.Content) == 0 {
-			v.want("{esp: {encryption: ..., integrity: ...}}")
-		}
-		return p, false
+	switch {
+	case esp != nil && ah != nil:
+		v.fail("esp and ah in one security method, one around the other, is not enforced yet; want one of them, or a list of two methods to choose from")
+	case esp != nil:
+		return readSuiteOf(*esp, ipsec.ProtocolESP, ipsec.UseESP, legacy)
+	case ah != nil:
+		return readSuiteOf(*ah, ipsec.ProtocolAH, ipsec.UseAH, legacy)
+	case len(v.node.Content) == 0:
+		v.want("{esp: {encryption: ..., integrity: ...}} or {ah: {integrity: ...}}")
 	}
+	return p, false
+}
+
+func readSuiteOf(v value, proto ipsec.Protocol, use ipsec.Use, legacy *[]legacyUse) (p ipsec.Proposal, ok bool) {
 	var names []string
 	good := true
 	algorithm := func(t ipsec.TransformType) func(value) {
 		return func(v value) {
-			a, ok := readAlgorithm(v, t, ipsec.UseESP)
+			a, ok := readAlgorithm(v, t, use)
 			if good = good && ok; !ok {
 				return
 			}
@@ -178,16 +194,17 @@ func readSecurity(v value, legacy *[]legacyUse) (p ipsec.Proposal, ok bool) {
 			names = append(names, a.Name)
 		}
 	}
-	esp.mapping(
-		key{"encryption", true, algorithm(ipsec.TransformENCR)},
-		key{"integrity", false, algorithm(ipsec.TransformINTEG)},
-	)
+	if proto == ipsec.ProtocolAH { // which encrypts nothing
+		v.mapping(key{"integrity", true, algorithm(ipsec.TransformINTEG)})
+	} else {
+		v.mapping(key{"encryption", true, algorithm(ipsec.TransformENCR)}, key{"integrity", false, algorithm(ipsec.TransformINTEG)})
+	}
 	if !good || len(names) == 0 {
 		return p, false
 	}
-	p, err := ipsec.ParseProposal(ipsec.ProtocolESP, strings.Join(names, "-"))
+	p, err := ipsec.ParseProposal(proto, strings.Join(names, "-"))
 	if err != nil {
-		esp.fail("%s", err)
+		v.fail("%s", err)
 		return p, false
 	}
 	return p, true

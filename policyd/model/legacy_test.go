@@ -36,3 +36,24 @@ spec:
 		t.Errorf("an SA with 64-bit blocks lives for %d octets, want %d", a.Template.Lifetime.Bytes.Soft, shortBlockBytes)
 	}
 }
+
+// RFC 8221 §6: AH takes the integrity algorithms of ESP, and GMAC ones of its own.
+func TestAHInSecurity(t *testing.T) {
+	docs, err := Parse("f", []byte(`apiVersion: testudo/v1
+kind: FilterAction
+metadata: {name: authentic}
+spec:
+  action: secure
+  security: [{ah: {integrity: sha256}}, {ah: {integrity: authaes128gmac}}, {esp: {encryption: null, integrity: sha256}}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ps := docs[0].Spec.(*FilterAction).Template.Proposals
+	if len(ps) != 3 || ps[0].Protocol != ipsec.ProtocolAH || ps[1].Protocol != ipsec.ProtocolAH || ps[2].Protocol != ipsec.ProtocolESP {
+		t.Fatalf("proposals %+v", ps)
+	}
+	if got := ps[0].String(); got != "sha256-esn-noesn" {
+		t.Errorf("got %s", got)
+	}
+}

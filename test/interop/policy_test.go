@@ -10,6 +10,7 @@ import (
 type policy struct {
 	suites   []string // of IKE (aes256gcm16-prfsha256-x25519)
 	esp      []string // in order of preference, such as aes128-sha256 (the model's default)
+	ah       string   // integrity of AH, instead of ESP (none)
 	pfs      string   // (none)
 	mode     string   // (tunnel)
 	dpd      string   // (30s)
@@ -50,7 +51,11 @@ func (p policy) yaml(e ends) string {
 		}
 		security = ", security: [" + strings.Join(methods, ", ") + "]"
 	}
-	doc("FilterAction", "protect", "{action: secure, mode: %s, forceEncap: true, pfs: %s%s}", or(p.mode, "tunnel"), or(p.pfs, "none"), security)
+	encap := true // kernel-libipsec knows nothing else
+	if p.ah != "" {
+		encap, security = false, ", security: [{ah: {integrity: "+p.ah+"}}]"
+	}
+	doc("FilterAction", "protect", "{action: secure, mode: %s, forceEncap: %t, pfs: %s%s}", or(p.mode, "tunnel"), encap, or(p.pfs, "none"), security)
 	doc("Authentication", "psk", `{methods: [{psk: {secret: "file:%s"}}]}`, secretFile)
 	suites := p.suites
 	if len(suites) == 0 {

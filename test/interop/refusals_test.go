@@ -1,6 +1,8 @@
 package interop
 
 import (
+	"strings"
+
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/test/lab"
 )
@@ -30,6 +32,17 @@ func refusals() []scenario {
 		scenario{name: "ikev2-mode-differs", shows: "we want transport mode, strongSwan has tunnel mode: no CHILD SA", at: pair,
 			ours:  policy{mode: "transport"},
 			steps: refused("MODE", "TS_UNACCEPTABLE")},
+		scenario{name: "ikev2-ah-through-nat", shows: "both want AH, strongSwan's kernel-libipsec makes believe that there is a NAT: no CHILD SA, and we say why", at: sites,
+			ours: policy{ah: "sha256"},
+			swan: func(c *lab.SwanConn) {
+				c.ESPProposals, c.ChildSettings = nil, []string{"ah_proposals = sha256"}
+			},
+			steps: func(b *bed) {
+				refused("POLICY", "NO_PROPOSAL_CHOSEN")(b)
+				if f := b.requireFailure("POLICY", "NO_PROPOSAL_CHOSEN"); !strings.Contains(f.GetDetail(), "NAT") || !strings.Contains(f.GetAdvice(), "esp") {
+					b.Errorf("explained as %v; want the NAT named, and esp advised", f)
+				}
+			}},
 		scenario{name: "ikev2-transport-unsupported", shows: "transport mode, which strongSwan's kernel-libipsec cannot do: no CHILD SA", at: pair,
 			ours: policy{mode: "transport"},
 			swan: func(c *lab.SwanConn) { c.ChildSettings = []string{"mode = transport"} },

@@ -12,6 +12,7 @@ import (
 type Side struct {
 	IKE       []string
 	ESP       []string
+	AH        []string // after those of ESP
 	Mode      ipsec.Mode
 	PFS       uint16
 	Secrets   []string
@@ -49,6 +50,9 @@ func (s Side) policy(tb testing.TB, node, local, remote string) *ipsec.NodePolic
 	t := &ipsec.Template{Mode: s.Mode, PFS: s.PFS, Lifetime: s.Child, ReplayWindow: 1024}
 	for _, e := range s.ESP {
 		t.Proposals = append(t.Proposals, parse(tb, ipsec.ProtocolESP, e))
+	}
+	for _, e := range s.AH {
+		t.Proposals = append(t.Proposals, parse(tb, ipsec.ProtocolAH, e))
 	}
 	p := ipsec.Peer{Name: "peer", Local: []netip.Addr{netip.MustParseAddr(local)}, Remote: []netip.Addr{netip.MustParseAddr(remote)},
 		Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Lifetime: s.Lifetime, DPD: s.DPD, ForceEncap: s.Encap, Mobike: s.Mobike}

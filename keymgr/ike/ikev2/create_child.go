@@ -42,6 +42,8 @@ type negotiation struct {
 	rekeyed   uint32 // how many rekeys led to it, this one included
 	old       ipsec.SPI
 
+	oldProtocol ipsec.Protocol
+
 	proposals []ipsec.Proposal // ours
 	sa        *wire.SA         // to send: all of them, or the one chosen
 	suite     ipsec.Suite
@@ -68,14 +70,17 @@ func (n *negotiation) payloads() []wire.Payload {
 	if n.initiator {
 		tsi, tsr = tsr, tsi
 		if n.replaces != 0 {
-			ps = append(ps, wire.ChildNotify(wire.RekeySA, n.proposals[0].Protocol, n.old))
+			ps = append(ps, wire.ChildNotify(wire.RekeySA, n.oldProtocol, n.old))
 		}
 	}
 	if n.mode == ipsec.ModeTransport {
 		ps = append(ps, &wire.Notify{Message: wire.UseTransportMode})
 	}
-	// We do not strip traffic flow confidentiality padding (RFC 7296 §1.3.1).
-	ps = append(ps, &wire.Notify{Message: wire.ESPTFCPaddingNotSupported}, n.sa)
+	if slices.ContainsFunc(n.sa.Proposals, func(p wire.Proposal) bool { return p.Protocol == wire.ProtocolID(ipsec.ProtocolESP) }) {
+		// We do not strip traffic flow confidentiality padding (RFC 7296 §1.3.1).
+		ps = append(ps, &wire.Notify{Message: wire.ESPTFCPaddingNotSupported})
+	}
+	ps = append(ps, n.sa)
 	if n.nonce != nil {
 		ps = append(ps, &wire.Nonce{Data: n.nonce})
 	}
@@ -91,7 +96,10 @@ func (m *Machine) propose(rule string, packet *ipsec.Flow, createChild bool) (*n
 	if !ok {
 		return nil, fmt.Errorf("rule %q is not a secure rule for peer %q in policy %s", rule, m.peer.Name, m.policy.Version)
 	}
-	n := &negotiation{initiator: true, rule: r, mode: r.Template.Mode, proposals: childProposals(r.Template, createChild)}
+	n := &negotiation{initiator: true, rule: r, mode: r.Template.Mode, proposals: m.childProposals(r.Template, createChild)}
+	if len(n.proposals) == 0 && len(r.Template.Proposals) > 0 {
+		return nil, errAHNAT
+	}
 	if len(n.proposals) == 0 {
 		return nil, fmt.Errorf("rule %q has no ESP or AH proposal", rule)
 	}
@@ -124,11 +132,11 @@ func (m *Machine) startChild() {
 	}
 	n, err := m.propose(t.rule, t.packet, true)
 	if err != nil {
-		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, err.Error(), "check the rule and the peer it names"))
+		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, err.Error(), adviceFor(err)))
 		return
 	}
 	if old := m.childByID(t.child); t.kind == taskRekeyChild {
-		n.replaces, n.rekeyed, n.old = old.ID, old.Rekeyed+1, old.SPIIn
+		n.replaces, n.rekeyed, n.old, n.oldProtocol = old.ID, old.Rekeyed+1, old.SPIIn, old.protocol
 	}
 	t.nego = n
 	if n.method == ipsec.KENone {
@@ -329,7 +337,6 @@ func (m *Machine) badChild(spi ipsec.SPI, why, detail string) {
 		m.terminate(why)
 		return
 	}
-	n.suite.Protocol = n.proposals[0].Protocol
 	c := m.describe(n)
 	c.state = childReplaced // nothing of it is installed
 	m.enqueue(task{kind: taskDeleteChild, child: c.ID, why: why})
@@ -389,7 +396,7 @@ func (m *Machine) serveChild(msg *message) {
 		return
 	}
 	createChild := m.serve.auth == nil
-	n.proposals = childProposals(n.rule.Template, createChild)
+	n.proposals = m.childProposals(n.rule.Template, createChild)
 	tolerated := ipsec.KENone
 	if createChild {
 		tolerated = m.suite.KE.ID
@@ -397,7 +404,9 @@ func (m *Machine) serveChild(msg *message) {
 	c, ok := choose(n.proposals, msg.sa, 4, tolerated)
 	if !ok {
 		f := m.childFailure(msg.Exchange, n.rule.Name, wire.NoProposalChosen.String(), "none of the peer's proposals is ours", "")
-		f = compare(f, n.proposals, msg.sa)
+		if f = compare(f, n.proposals, msg.sa); len(n.proposals) == 0 {
+			f.Detail, f.Advice = errAHNAT.Error(), adviceAHNAT
+		}
 		m.refuseChild(&wire.Notify{Message: wire.NoProposalChosen}, &f)
 		return
 	}

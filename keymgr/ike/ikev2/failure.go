@@ -81,14 +81,22 @@ func compare(f ike.Failure, ours []ipsec.Proposal, theirs *wire.SA) ike.Failure 
 		return f
 	}
 	best := -1
+	var protocols []string
 	for _, t := range theirs.Proposals {
 		f.Theirs = append(f.Theirs, t.String())
+		if p := wire.ProtocolName(t.Protocol); !slices.Contains(protocols, p) {
+			protocols = append(protocols, p)
+		}
 		for _, o := range ours {
 			d, score := diff(o, t)
 			if score > best {
 				best, f.Diff = score, d
 			}
 		}
+	}
+	if best < 0 && len(ours) > 0 && len(protocols) > 0 {
+		f.Detail = fmt.Sprintf("the protocols differ: ours is %s, theirs %s", ours[0].Protocol, strings.Join(protocols, " "))
+		f.Advice = "use the same protocol, esp or ah, on both ends"
 	}
 	var missing []string
 	for _, d := range f.Diff {

@@ -49,7 +49,7 @@ func (m *Machine) sendAuth(own ownAuth) {
 	t := m.task
 	var err error
 	if t.nego, err = m.propose(t.rule, t.packet, false); err != nil {
-		f := m.failure(wire.IKEAuth, WhyPolicy, err.Error(), "check the rule and the peer it names")
+		f := m.failure(wire.IKEAuth, WhyPolicy, err.Error(), adviceFor(err))
 		f.Rule = t.rule
 		m.fail(f)
 		return

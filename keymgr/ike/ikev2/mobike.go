@@ -319,6 +319,10 @@ func (m *Machine) moveChildren() {
 		if c.Mode != ipsec.ModeTunnel {
 			continue
 		}
+		if encap != nil && c.protocol == ipsec.ProtocolAH {
+			m.deleteChild(c.ID, errAHNAT.Error())
+			continue
+		}
 		c.Encap = encap != nil
 		if c.inAsked {
 			move.SAs = append(move.SAs, c.In)

@@ -143,8 +143,8 @@ func (m *Machine) follow(p ike.Path) {
 	}
 }
 
-// udpEncap is the encapsulation of CHILD SAs, nil for none. UDP encapsulation
-// "MUST NOT be done on port 500".
+// udpEncap is the encapsulation of CHILD SAs, nil for none; childProposals sees to it
+// that those of AH need none. UDP encapsulation "MUST NOT be done on port 500".
 func (m *Machine) udpEncap() *ipsec.UDPEncap {
 	if !m.nat.encap() {
 		return nil

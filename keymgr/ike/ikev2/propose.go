@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -161,6 +162,28 @@ func accept(ours []ipsec.Proposal, sa *wire.SA, spiLen int) (choice, error) {
 		return choice{}, fmt.Errorf("got %s, which is not part of the proposal offered: %s", p, ours[p.Number-1])
 	}
 	return c, nil
+}
+
+const adviceAHNAT = "put esp into the rule's security; or take the NAT away, and forceEncap out of the rules with this peer"
+
+var errAHNAT = errors.New("there is a NAT between the ends, or one of them forces UDP encapsulation: AH covers the addresses that a NAT changes (RFC 3715 section 2.1), and has no encapsulation in UDP")
+
+// adviceFor says what to do when a rule cannot be proposed.
+func adviceFor(err error) string {
+	if errors.Is(err, errAHNAT) {
+		return adviceAHNAT
+	}
+	return "check the rule and the peer it names"
+}
+
+// childProposals are those of a template that can work on this path: all of them,
+// or all but AH.
+func (m *Machine) childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
+	ps := childProposals(t, createChild)
+	if m.nat.encap() {
+		ps = slices.DeleteFunc(ps, func(p ipsec.Proposal) bool { return p.Protocol == ipsec.ProtocolAH })
+	}
+	return ps
 }
 
 // childProposals are a template's proposals as one exchange may use them: in

@@ -207,6 +207,7 @@ func (x *child) archive(c *archive.Coder) {
 	archive.Num(c, &d.SPIOut)
 	c.Time(&d.Since)
 	archive.Num(c, &d.Rekeyed)
+	archive.Num(c, &d.Resource)
 
 	archive.Num(c, &x.state)
 	archive.Num(c, &x.protocol)
@@ -300,6 +301,7 @@ func (n *negotiation) archive(c *archive.Coder, m *Machine) {
 	archive.Num(c, &n.replaces)
 	archive.Num(c, &n.rekeyed)
 	archive.Num(c, &n.old)
+	archive.Num(c, &n.oldProtocol)
 	archive.Slice(c, &n.proposals, maxChildren, archive.Proposal)
 	archive.Suite(c, &n.suite)
 	archive.Num(c, &n.spi)

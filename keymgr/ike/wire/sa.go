@@ -30,6 +30,16 @@ func ProtocolID(p ipsec.Protocol) uint8 {
 	return protoNone
 }
 
+// ProtocolName is the name of a security protocol by its number in IKE.
+func ProtocolName(id uint8) string {
+	for _, p := range []ipsec.Protocol{ipsec.ProtocolIKE, ipsec.ProtocolAH, ipsec.ProtocolESP} {
+		if ProtocolID(p) == id {
+			return p.String()
+		}
+	}
+	return fmt.Sprintf("protocol-%d", id)
+}
+
 // SA is the Security Association payload (RFC 7296 §3.3): proposals in order
 // of preference.
 type SA struct{ Proposals []Proposal }

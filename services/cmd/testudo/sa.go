@@ -65,11 +65,14 @@ func (c *cli) saList() *cobra.Command {
 						t.line("  %s", authenticated(s))
 					}
 					for _, ch := range s.GetChildren() {
-						encap := ""
+						how := fmt.Sprintf("%s %s", ipsec.Protocol(ch.GetProtocol()), ipsec.Mode(ch.GetMode()))
 						if ch.GetEncap() {
-							encap = " in UDP"
+							how += " in UDP"
 						}
-						t.line("  child %d  %s  %s%s  %s  spi in %08x out %08x  rekeyed %d  up %s", ch.GetId(), ch.GetRule(), ipsec.Mode(ch.GetMode()), encap,
+						if r := ch.GetResource(); r != 0 {
+							how += fmt.Sprintf(" queue %d", r-1)
+						}
+						t.line("  child %d  %s  %s  %s  spi in %08x out %08x  rekeyed %d  up %s", ch.GetId(), ch.GetRule(), how,
 							ch.GetSuite(), ch.GetSpiIn(), ch.GetSpiOut(), ch.GetRekeyed(), age(ch.GetSince()))
 						t.line("    %s", strings.Join(ch.GetSelectors(), ", "))
 						t.line("    in %d packets %d bytes %s   out %d packets %d bytes %s", ch.GetIn().GetPackets(), ch.GetIn().GetBytes(), bits(ch.GetInBps()),

@@ -141,7 +141,7 @@ func (c *Client) hello() *keymgrv1.Hello {
 	h := &keymgrv1.Hello{
 		Node: c.Node, Incarnation: c.incarnation, Software: c.Software,
 		Addresses:    convert.ToAddrs(c.Addresses()),
-		Capabilities: []string{"esp", "esn", "udp-encap", "raw-esp"},
+		Capabilities: []string{"esp", "esn", "udp-encap", "raw-esp", "ah"},
 	}
 	c.held = map[ipsec.SAID]bool{}
 	for _, i := range c.Backend.Inventory() {

@@ -374,7 +374,12 @@ type ChildSa struct {
 	// Inbound rate over the last report interval, in bits per second.
 	InBps float64 `protobuf:"fixed64,13,opt,name=in_bps,json=inBps,proto3" json:"in_bps,omitempty"`
 	// Outbound rate over the last report interval, in bits per second.
-	OutBps        float64 `protobuf:"fixed64,14,opt,name=out_bps,json=outBps,proto3" json:"out_bps,omitempty"`
+	OutBps float64 `protobuf:"fixed64,14,opt,name=out_bps,json=outBps,proto3" json:"out_bps,omitempty"`
+	// IP protocol number: 50 ESP, 51 AH.
+	Protocol uint32 `protobuf:"varint,15,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// 0 for an SA that any queue of the worker may use, n for one of queue n-1 alone
+	// (RFC 9611).
+	Resource      uint32 `protobuf:"varint,16,opt,name=resource,proto3" json:"resource,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +508,20 @@ func (x *ChildSa) GetInBps() float64 {
 func (x *ChildSa) GetOutBps() float64 {
 	if x != nil {
 		return x.OutBps
+	}
+	return 0
+}
+
+func (x *ChildSa) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ChildSa) GetResource() uint32 {
+	if x != nil {
+		return x.Resource
 	}
 	return 0
 }
@@ -1609,7 +1628,7 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\vremote_auth\x18\x12 \x01(\tR\n" +
 	"remoteAuth\x12\x15\n" +
 	"\x06ppk_id\x18\x13 \x01(\tR\x05ppkId\x127\n" +
-	"\treauth_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breauthAt\"\xad\x03\n" +
+	"\treauth_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breauthAt\"\xe5\x03\n" +
 	"\aChildSa\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +
@@ -1625,7 +1644,9 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x02in\x18\v \x01(\v2\x1c.testudo.ipsec.v1.SaCountersR\x02in\x12.\n" +
 	"\x03out\x18\f \x01(\v2\x1c.testudo.ipsec.v1.SaCountersR\x03out\x12\x15\n" +
 	"\x06in_bps\x18\r \x01(\x01R\x05inBps\x12\x17\n" +
-	"\aout_bps\x18\x0e \x01(\x01R\x06outBps\"\x14\n" +
+	"\aout_bps\x18\x0e \x01(\x01R\x06outBps\x12\x1a\n" +
+	"\bprotocol\x18\x0f \x01(\rR\bprotocol\x12\x1a\n" +
+	"\bresource\x18\x10 \x01(\rR\bresource\"\x14\n" +
 	"\x12ListWorkersRequest\"J\n" +
 	"\x13ListWorkersResponse\x123\n" +
 	"\aworkers\x18\x01 \x03(\v2\x19.testudo.keymgr.v1.WorkerR\aworkers\"\x87\x02\n" +
