@@ -2,6 +2,7 @@ package compile
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/policyd/model"
@@ -37,6 +38,7 @@ type authUse struct {
 // the profile when it is new.
 func (b *builder) peer(j job, t target) string {
 	b.checkAuth(j, t.peer)
+	b.checkNAT(j, t.peer)
 	name, is4 := t.peer.String(), t.is4()
 	if j.action.Template.Mode == ipsec.ModeTunnel {
 		is4 = b.outerFamily(j, t.peer)
@@ -101,6 +103,20 @@ func ofFamily(all []netip.Addr, is4 bool) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// checkNAT refuses AH where it is known not to arrive: a NAT changes the addresses,
+// which AH covers (RFC 3715 §2.1).
+func (b *builder) checkNAT(j job, ref peerRef) {
+	if slices.ContainsFunc(j.action.Template.Proposals, func(p ipsec.Proposal) bool { return p.Protocol != ipsec.ProtocolAH }) {
+		return
+	}
+	for _, n := range []*model.Node{b.node, ref.node} {
+		if n != nil && n.BehindNAT {
+			b.errs.once("nat "+j.rule.Pos.String()+n.Name, j.rule.Pos, "",
+				"rule %q protects with ah only, and node %q is behind a NAT, which breaks it (RFC 3715); want esp in its action's security", j.rule.Name, n.Name)
+		}
+	}
 }
 
 // checkAuth keeps one remote to one way of authenticating: which rule an IKE

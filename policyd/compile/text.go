@@ -16,7 +16,7 @@ func Text(p ipsec.NodePolicy) string {
 	for _, r := range p.Rules {
 		fmt.Fprintf(&w, "%016x %-4s %-6s %s  %s\n", r.Weight, r.Direction, r.Action, r.Selector, r.Name)
 		if t := r.Template; t != nil {
-			fmt.Fprintf(&w, "    %s with %s, %s", t.Mode, r.Peer, join(t.Proposals))
+			fmt.Fprintf(&w, "    %s with %s, %s", t.Mode, r.Peer, suites(t.Proposals))
 			if t.PFS != ipsec.KENone {
 				fmt.Fprintf(&w, ", pfs %s", ipsec.Transform{Type: ipsec.TransformKE, ID: t.PFS})
 			}
@@ -58,6 +58,17 @@ func flag(w *strings.Builder, set bool, text string) {
 	if set {
 		w.WriteString(", " + text)
 	}
+}
+
+// suites names those of AH so: an ESP suite goes without saying.
+func suites(ps []ipsec.Proposal) string {
+	out := make([]string, len(ps))
+	for i, p := range ps {
+		if out[i] = p.String(); p.Protocol == ipsec.ProtocolAH {
+			out[i] = "ah:" + out[i]
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 func dpd(d time.Duration) string {

@@ -44,7 +44,7 @@ kind: FilterAction
 metadata: {name: authentic}
 spec:
   action: secure
-  security: [{ah: {integrity: sha256}}, {ah: {integrity: authaes128gmac}}, {esp: {encryption: null, integrity: sha256}}]
+  security: [{ah: {integrity: sha256}}, {ah: {integrity: authaes128gmac}}, {esp: {encryption: aes256, integrity: sha256}}]
 `))
 	if err != nil {
 		t.Fatal(err)

@@ -37,12 +37,19 @@ func TestAHFromPolicy(t *testing.T) {
 
 // The ends see that there is a NAT and take what works through it (RFC 3715 §2.1).
 func TestAHGivesWayToESPBehindNAT(t *testing.T) {
+	behind := func(p string) string {
+		return strings.Replace(p, "addresses: ["+gwA4+"]", "behindNAT: true, addresses: ["+gwA4+"]", 1)
+	}
 	p := gateways(gwA4, gwB4, ", security: [{ah: {integrity: sha256}}, {esp: {encryption: aes128gcm16}}]")
-	s, b := newSites(t, lab.SitesOptions{NAT: true}, strings.Replace(p, "addresses: ["+gwA4+"]", "behindNAT: true, addresses: ["+gwA4+"]", 1))
+	s, b := newSites(t, lab.SitesOptions{NAT: true}, behind(p))
 	s.HostA.Node.Ping(s.HostB.V4.Addr(), lab.PingOptions{Count: 3})
 	for _, c := range b.Children("gwa") {
 		if c.GetProtocol() != uint32(ipsec.ProtocolESP) || !c.GetEncap() {
 			t.Errorf("CHILD SA %v; want ESP in UDP", c)
 		}
+	}
+	err := b.TryApply(behind(gateways(gwA4, gwB4, ", security: [{ah: {integrity: sha256}}]")))
+	if err == nil || !strings.Contains(err.Error(), "behind a NAT") {
+		t.Errorf("AH alone: got %v; want a refusal that names the NAT", err)
 	}
 }
