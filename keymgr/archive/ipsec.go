@@ -153,7 +153,13 @@ func Peer(c *Coder, v *ipsec.Peer) {
 	Identity(c, &v.RemoteID)
 	Slice(c, &v.Auth, maxList, authMethod)
 	Slice(c, &v.Proposals, maxList, Proposal)
+	Ptr(c, &v.PPK, func(c *Coder, k *ipsec.PPK) {
+		c.String(&k.ID)
+		c.String(&k.Secret)
+		c.Bool(&k.Required)
+	})
 	Int(c, &v.Lifetime)
+	Int(c, &v.Reauth)
 	Int(c, &v.DPD)
 	c.Bool(&v.ForceEncap)
 	c.Bool(&v.Mobike)
