@@ -17,7 +17,7 @@ import (
 // authenticate puts AH into a packet or the segments of a train.
 func (w *outWorker) authenticate(o *outSA, b []byte, h *packet.Header, off *netio.Offload) {
 	p := o.path.Load()
-	s := o.ahSealers[w.id]
+	s := o.sealer(w.id).ah
 	t, why := newTrain(b, h, off, w.head[:])
 	if why == packet.WhyOK && o.SA().Mode == ipsec.ModeTransport {
 		why = t.forTransport()

@@ -213,11 +213,7 @@ func (e *Engine) install(sa *ipsec.SA, p *path) error {
 	}
 	o := &outSA{Outbound: e.sad.Outbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors), lease: sa.Lease}
 	o.path.Store(p)
-	for range len(e.outw) + 1 {
-		if err := o.addSealer(); err != nil {
-			return err
-		}
-	}
+	o.sealers = make([]sealer, len(e.outw)+1) // and one for ctl
 	e.outs[sa.ID] = o
 	return nil
 }

@@ -45,7 +45,7 @@ func (e *Engine) keepalive(now time.Time) {
 		if p.encap == nil || o.Usable(now.UnixNano()) != packet.WhyOK {
 			continue
 		}
-		u := udpPath{p.socket, p.local, p.remote}
+		u := udpPath{int(p.socket), p.local, p.remote}
 		at, known := k.sent[u]
 		if !known {
 			at = now.UnixNano() // an SA that was just installed

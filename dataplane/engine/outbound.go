@@ -209,12 +209,12 @@ func (w *outWorker) acquire(s *state, r *route, b []byte, h *packet.Header, o ne
 
 // protect seals a packet or the segments of a train.
 func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Offload) {
-	if o.ahSealers != nil {
+	if o.SA().Protocol == ipsec.ProtocolAH {
 		w.authenticate(o, b, h, off)
 		return
 	}
 	p := o.path.Load()
-	s := o.sealers[w.id]
+	s := o.sealer(w.id).esp
 	t, why := newTrain(b, h, off, w.head[:])
 	if why == packet.WhyOK && o.SA().Mode == ipsec.ModeTransport {
 		why = t.forTransport()

@@ -21,31 +21,45 @@ import (
 type outSA struct {
 	*sad.Outbound
 	sel spd.Selectors
-	// By worker: a sealer is for one goroutine. An SA has those of its protocol.
-	sealers   []*esp.Sealer
-	ahSealers []*ah.Sealer
-	path      atomic.Pointer[path]
-	lease     ipsec.Lease // the last one granted; guarded by Engine.mu
+	// By worker: a sealer is for one goroutine, which makes it when it first sends
+	// on the SA. Of thousands of SAs most are idle.
+	sealers []sealer
+	path    atomic.Pointer[path]
+	lease   ipsec.Lease // the last one granted; guarded by Engine.mu
 }
 
-func (o *outSA) addSealer() error {
-	if o.SA().Protocol == ipsec.ProtocolAH {
-		s, err := o.NewAHSealer()
-		o.ahSealers = append(o.ahSealers, s)
-		return err
+// sealer is one of the SA's protocol.
+type sealer struct {
+	esp *esp.Sealer
+	ah  *ah.Sealer
+}
+
+// sealer is the one of a worker; only that worker may ask.
+func (o *outSA) sealer(worker int) *sealer {
+	s := &o.sealers[worker]
+	if s.esp == nil && s.ah == nil {
+		o.addSealer(s)
 	}
-	s, err := o.NewSealer()
-	o.sealers = append(o.sealers, s)
-	return err
+	return s
+}
+
+// addSealer keeps what sealer returns short enough to be inlined. It cannot fail: the
+// SAD has made a sealer of the same algorithms.
+func (o *outSA) addSealer(s *sealer) {
+	if o.SA().Protocol == ipsec.ProtocolAH {
+		s.ah, _ = o.NewAHSealer()
+		return
+	}
+	s.esp, _ = o.NewSealer()
 }
 
 // path is where an SA sends to. It is replaced whole when a peer moves.
 type path struct {
-	socket int
 	local  netip.AddrPort
 	remote netip.AddrPort
 	encap  *ipsec.UDPEncap
-	outer  packet.Outer // AH in tunnel mode only: the kernel writes ESP's
+	outer  *packet.Outer // AH only: the kernel writes ESP's
+	socket int32
 
 	// What ICMP said of this path, and when (Unix nanoseconds). 0: nothing.
 	mtu   atomic.Int32
@@ -117,16 +131,17 @@ func (e *Engine) newPath(sa *ipsec.SA) (*path, error) {
 		return nil, fmt.Errorf("%w: there is no socket for %s from %s", backend.ErrNotUsable, how, sa.Local)
 	}
 	p := &path{
-		socket: s,
+		socket: int32(s),
 		local:  netip.AddrPortFrom(sa.Local, lport),
 		remote: netip.AddrPortFrom(sa.Remote, rport),
 		encap:  sa.Encap,
 	}
 	if isAH {
-		var err error
-		if p.outer, err = packet.NewOuter(packet.OuterConfig{Local: sa.Local, Remote: sa.Remote, Protocol: packet.ProtoAH}); err != nil {
+		outer, err := packet.NewOuter(packet.OuterConfig{Local: sa.Local, Remote: sa.Remote, Protocol: packet.ProtoAH})
+		if err != nil {
 			return nil, fmt.Errorf("%w: %w", backend.ErrNotUsable, err)
 		}
+		p.outer = &outer
 	}
 	return p, nil
 }

@@ -11,10 +11,7 @@ import (
 )
 
 // Opener verifies and decrypts ESP packets of one inbound SA.
-type Opener struct {
-	transform
-	cbc cbcMode // CBC suites
-}
+type Opener struct{ transform }
 
 // NewOpener makes the opener of an inbound ESP SA. It keeps nothing of sa: the
 // caller may wipe the keys afterwards.
@@ -26,10 +23,9 @@ func NewOpener(sa *ipsec.SA) (*Opener, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Opener{transform: t}
-	if t.block != nil {
-		var iv [maxIV]byte
-		if o.cbc, err = newCBC(cipher.NewCBCDecrypter(t.block, iv[:t.ivLen])); err != nil {
+	o := &Opener{t}
+	if t.aead == nil && t.block != nil {
+		if o.cbc, err = newCBC(cipher.NewCBCDecrypter(t.block, o.iv[:t.ivLen])); err != nil {
 			return nil, err
 		}
 	}

@@ -14,13 +14,7 @@ import (
 )
 
 // Sealer makes ESP packets of one outbound SA.
-type Sealer struct {
-	transform
-	cbc   cbcMode      // CBC suites
-	ivKey cipher.Block // CBC suites: makes IVs
-	iv    [maxIV]byte
-	last  [2 * maxBlock]byte // the final plaintext blocks of SealFrom under CBC
-}
+type Sealer struct{ transform }
 
 // cbcMode is what the standard library gives for CBC: a mode whose IV can be set again.
 type cbcMode interface {
@@ -38,8 +32,8 @@ func NewSealer(sa *ipsec.SA) (*Sealer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sealer{transform: t}
-	if t.block == nil {
+	s := &Sealer{t}
+	if t.aead != nil || t.block == nil {
 		return s, nil
 	}
 	if s.ivKey, err = newIVKey(t.block.BlockSize()); err != nil {
@@ -71,6 +65,8 @@ func (s *Sealer) Clone() (*Sealer, error) {
 		c.aead = cloneAEAD(s.aead)
 		return &c, nil
 	}
+	apart := *s.separate
+	c.separate = &apart
 	var err error
 	if c.mac, err = mac.Clone(s.mac); err != nil {
 		return nil, fmt.Errorf("esp: %w", err)
@@ -182,7 +178,7 @@ func (s *Sealer) SealFrom(dst, src []byte, next uint8, seq uint64) (int, packet.
 		return 0, why
 	}
 	head, end := s.HeaderLen(), size-int(s.icv)
-	if s.cbc != nil {
+	if s.aead == nil && s.cbc != nil {
 		s.header(dst, seq)
 		s.encryptFrom(dst[head:end], src, next, dst[espLen:head])
 		copy(dst[end:size], s.integrity(dst[:end], uint32(seq>>32)))
@@ -235,7 +231,7 @@ func (s *Sealer) header(dst []byte, seq uint64) {
 	binary.BigEndian.PutUint32(dst, s.spi)
 	binary.BigEndian.PutUint32(dst[4:], uint32(seq))
 	switch {
-	case s.ivKey != nil:
+	case s.aead == nil && s.ivKey != nil:
 		iv := s.iv[:s.ivLen]
 		binary.BigEndian.PutUint64(iv[len(iv)-8:], seq)
 		s.ivKey.Encrypt(dst[espLen:], iv)

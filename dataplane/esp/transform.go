@@ -26,12 +26,10 @@ var blocks = map[uint16]func(key []byte) (cipher.Block, error){
 }
 
 // transform is what sealing and opening share: one SA's algorithms, keyed.
-// Either aead is set, or mac, and with it block (CBC), ctr or neither (NULL).
+// Either aead or separate is set.
 type transform struct {
-	aead  cipher.AEAD
-	block cipher.Block
-	ctr   *counter
-	mac   hash.Hash
+	aead cipher.AEAD
+	*separate
 
 	spi   uint32
 	mode  ipsec.Mode
@@ -45,8 +43,23 @@ type transform struct {
 	// escape to the heap for every packet.
 	nonce [12]byte // salt, which ends at the fourth octet, then IV
 	aad   [12]byte
-	high  [4]byte
-	sum   [64]byte
+}
+
+// separate is what the suites need whose encryption does not authenticate: mac, and
+// with it block (CBC), ctr or neither (NULL). It is apart because an SA of a combined
+// suite, as nearly all are, would carry it for nothing.
+type separate struct {
+	block cipher.Block
+	ctr   *counter
+	mac   hash.Hash
+	cbc   cbcMode      // CBC
+	ivKey cipher.Block // CBC, sealing: makes IVs
+
+	// Scratch, as in transform.
+	high [4]byte
+	sum  [64]byte
+	iv   [maxIV]byte
+	last [2 * maxBlock]byte // the final plaintext blocks of SealFrom under CBC
 }
 
 func newTransform(sa *ipsec.SA) (transform, error) {
@@ -109,6 +122,7 @@ func (t *transform) keySeparate(sa *ipsec.SA, encr *ipsec.Algorithm, key []byte)
 	if !ok || integ.Use&ipsec.UseESP == 0 || !mac.Known(integ) {
 		return fmt.Errorf("esp: %s needs an integrity algorithm for ESP, got %s", encr.Name, sa.Suite.Integ)
 	}
+	t.separate = &separate{}
 	var err error
 	switch {
 	case encr.ID == ipsec.EncrNULL:

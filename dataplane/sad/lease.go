@@ -22,8 +22,8 @@ type leases struct {
 	waiting []ipsec.Lease
 	end     uint64 // Last of the newest lease: the next may not start before it
 	top     uint64 // highest number used from leases before the current one
-	max     uint64 // Last may not be above this
 	low     atomic.Bool
+	esn     bool
 }
 
 // lease is a range in use. Numbers from warn on are the last quarter.
@@ -42,8 +42,8 @@ func (l *leases) add(x ipsec.Lease) error {
 		return fmt.Errorf("lease [%d, %d): want a range that starts at 1 or above and is not empty", x.First, x.Last)
 	case x.First < l.end:
 		return fmt.Errorf("lease [%d, %d) overlaps or precedes one granted before, which ended at %d: a sequence number would be used twice", x.First, x.Last, l.end)
-	case x.Last > l.max:
-		return fmt.Errorf("lease [%d, %d) ends past the sequence number space, which ends at %d", x.First, x.Last, l.max)
+	case !l.esn && x.Last > 1<<32: // exclusive: numbers to 2^32-1
+		return fmt.Errorf("lease [%d, %d) ends past the sequence number space, which ends at %d", x.First, x.Last, uint64(1<<32))
 	case len(l.waiting) == maxLeases:
 		return fmt.Errorf("lease [%d, %d): %d leases are waiting already", x.First, x.Last, maxLeases)
 	}

@@ -35,10 +35,7 @@ func newOutbound(sa *ipsec.SA, now time.Time, e *events) (*Outbound, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sad: %w", err)
 	}
-	o.leases.max = 1 << 32 // Last is exclusive: numbers to 2^32-1
-	if sa.Suite.ESN {
-		o.leases.max = 1<<64 - 1
-	}
+	o.leases.esn = sa.Suite.ESN
 	if sa.Lease != (ipsec.Lease{}) {
 		if err := o.AddLease(sa.Lease); err != nil {
 			return nil, err

@@ -7,13 +7,31 @@ import (
 
 // Selectors is the list of selectors of one SA, compiled. The zero value
 // matches nothing.
-type Selectors struct{ boxes []box }
+type Selectors struct{ list []selector }
+
+// selector is a box in half its room, which matters where there are thousands of SAs.
+type selector struct {
+	local, remote         span
+	localPort, remotePort ports
+	protocol              uint8 // 0: any
+	v4                    bool
+	kind                  portKind
+}
+
+type ports struct{ first, last uint16 }
+
+func (p ports) contains(v uint16) bool { return p.first <= v && v <= p.last }
 
 // CompileSelectors compiles the selectors of an SA.
 func CompileSelectors(list []ipsec.Selector) Selectors {
-	s := Selectors{boxes: make([]box, len(list))}
+	s := Selectors{list: make([]selector, len(list))}
 	for i := range list {
-		s.boxes[i] = boxOf(list[i])
+		l, r, b := &list[i].Local, &list[i].Remote, boxOf(list[i])
+		s.list[i] = selector{
+			local: b.d[dimLocal], remote: b.d[dimRemote],
+			localPort: ports{l.PortFirst, l.PortLast}, remotePort: ports{r.PortFirst, r.PortLast},
+			protocol: l.Protocol, v4: b.v4, kind: b.ports,
+		}
 	}
 	return s
 }
@@ -25,17 +43,17 @@ func CompileSelectors(list []ipsec.Selector) Selectors {
 func (s *Selectors) Check(k *Key) packet.Why {
 	why := packet.WhyInner
 	flags := k.flags()
-	for i := range s.boxes {
-		b := &s.boxes[i]
-		if b.v4 != (flags&flagV4 != 0) || !b.matchesAddr(k) {
+	for i := range s.list {
+		x := &s.list[i]
+		if x.v4 != (flags&flagV4 != 0) || x.protocol != 0 && x.protocol != k.protocol() || !x.remote.contains(k.remote) || !x.local.contains(k.local) {
 			continue
 		}
 		switch {
 		case flags&flagPorts != 0:
-			if b.ports != portsOpaque && b.matchesPorts(k) {
+			if x.kind != portsOpaque && x.remotePort.contains(k.remotePort()) && x.localPort.contains(k.localPort()) {
 				return packet.WhyOK
 			}
-		case b.ports != portsNarrow:
+		case x.kind != portsNarrow:
 			return packet.WhyOK
 		case flags&flagFrag != 0:
 			why = packet.WhyFragment
