@@ -145,8 +145,12 @@ func join(t testing.TB, s saSpec, a, b *host, aNet, bNet netip.Prefix) {
 	t.Helper()
 	aOut, bIn := simplex(t, s, 1, a, b, aNet, bNet)
 	bOut, aIn := simplex(t, s, 2, b, a, bNet, aNet)
-	for h, ops := range map[*host][]backend.Op{a: {aIn, aOut}, b: {bIn, bOut}} {
-		if err := h.Apply(ops); err != nil {
+	// Who receives comes first: packets may be waiting to be sent.
+	for _, x := range []struct {
+		*host
+		op backend.Op
+	}{{a, aIn}, {b, bIn}, {a, aOut}, {b, bOut}} {
+		if err := x.Apply([]backend.Op{x.op}); err != nil {
 			t.Fatal(err)
 		}
 	}
