@@ -2,6 +2,7 @@ package interop
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -69,10 +70,18 @@ func newBed(t *testing.T, s scenario) *bed {
 		LocalTS: unique(b.ours.remote), RemoteTS: unique(b.ours.local),
 		IKEProposals: []string{defaultSuite}, ESPProposals: []string{"aes128gcm16"},
 	}
+	files := map[string]string{secretFile: secret + "\n"}
+	maps.Copy(files, s.files)
+	if s.certs != nil {
+		ca := lab.NewCA(t, "interop")
+		mine, theirs := s.certs(ca)
+		files["ca.pem"], files["us.pem"], files["us-key.pem"] = ca.PEM(), mine.Chain, mine.Key
+		b.conn.Cert, b.conn.CAs = &theirs, []*lab.CA{ca}
+	}
 	if s.swan != nil {
 		s.swan(&b.conn)
 	}
-	b.f = fleet.New(t, l, fleet.Options{Hosts: []*lab.Node{b.us.Node}, Secrets: map[string]string{secretFile: secret + "\n"}})
+	b.f = fleet.New(t, l, fleet.Options{Hosts: []*lab.Node{b.us.Node}, Secrets: files})
 	b.scenario.peer.ProtectsItself = s.at == pair
 	b.peer = b.them.Node.StartStrongSwanWith(b.scenario.peer, b.conn)
 	b.f.Apply(b.policy)

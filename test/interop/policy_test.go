@@ -19,6 +19,8 @@ type policy struct {
 	local    []netip.Prefix
 	remote   []netip.Prefix // pairs with local (what the topology says)
 	protocol string         // (any)
+	auth     string         // spec of the Authentication (the pre-shared key)
+	reauth   string         // (never)
 }
 
 // ends is where both sides are, for the policy's Node documents.
@@ -56,15 +58,22 @@ func (p policy) yaml(e ends) string {
 		encap, security = false, ", security: [{ah: {integrity: "+p.ah+"}}]"
 	}
 	doc("FilterAction", "protect", "{action: secure, mode: %s, forceEncap: %t, pfs: %s%s}", or(p.mode, "tunnel"), encap, or(p.pfs, "none"), security)
-	doc("Authentication", "psk", `{methods: [{psk: {secret: "file:%s"}}]}`, secretFile)
+	doc("Authentication", "auth", "%s", or(p.auth, fmt.Sprintf(`{methods: [{psk: {secret: "file:%s"}}]}`, secretFile)))
 	suites := p.suites
 	if len(suites) == 0 {
 		suites = []string{defaultSuite}
 	}
-	doc("Policy", "interop", "{keyExchange: {suites: [%s], dpd: %s}, rules: [{name: swan, filters: between, action: protect, authentication: psk%s}]}",
-		strings.Join(suites, ", "), or(p.dpd, "30s"), p.tunnel())
+	doc("Policy", "interop", "{keyExchange: {suites: [%s], dpd: %s}, rules: [{name: swan, filters: between, action: protect, authentication: auth%s}]}",
+		strings.Join(suites, ", "), or(p.dpd, "30s")+p.reauthentication(), p.tunnel())
 	doc("Assignment", "us", "{policy: interop, to: %s}", e.node)
 	return b.String()
+}
+
+func (p policy) reauthentication() string {
+	if p.reauth == "" {
+		return ""
+	}
+	return ", reauthentication: " + p.reauth
 }
 
 func (p policy) tunnel() string {

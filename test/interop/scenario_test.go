@@ -36,6 +36,8 @@ type scenario struct {
 	ours  policy
 	swan  func(*lab.SwanConn) // changes the connection that matches the default policy; nil for none
 	peer  lab.SwanOptions
+	certs func(*lab.CA) (ours, theirs lab.Cert) // of one CA; nil for none
+	files map[string]string                     // more of keymgrd's secrets
 	steps func(*bed)
 }
 
@@ -61,5 +63,5 @@ func twice(rows ...scenario) []scenario {
 }
 
 func scenarios() []scenario {
-	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), networks(), mobike(), extras(), fragments())
+	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), certificates(), networks(), mobike(), extras(), fragments())
 }

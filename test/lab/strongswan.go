@@ -34,6 +34,12 @@ type SwanConn struct {
 	LocalID       string
 	RemoteID      string
 	PSK           ipsec.Secret
+	Cert          *Cert  // authenticate with it instead of the PSK
+	CAs           []*CA  // accept a certificate of these from the peer, instead of the PSK
+	LocalAuth     string // what it is called in swanctl.conf; "" for pubkey or psk
+	RemoteAuth    string
+	PPKID         string // a postquantum preshared key, and its identifier
+	PPK           ipsec.Secret
 	LocalTS       []netip.Prefix
 	RemoteTS      []netip.Prefix
 	IKEProposals  []string // as in aes256gcm16-prfsha256-x25519; none for strongSwan's default
@@ -152,10 +158,17 @@ func (s *StrongSwan) Load(conns ...SwanConn) {
 	b.WriteString("connections {\n")
 	for _, c := range conns {
 		s.node.lab.must(c.check())
+		s.writeCerts(c)
 		c.writeConnection(&b)
 	}
 	b.WriteString("}\nsecrets {\n")
 	for _, c := range conns {
+		if !c.PPK.IsZero() {
+			fmt.Fprintf(&b, "\tppk-%s {\n\t\tid = %s\n\t\tsecret = 0x%x\n\t}\n", c.Name, c.PPKID, c.PPK.Reveal())
+		}
+		if c.PSK.IsZero() {
+			continue
+		}
 		// Hexadecimal, so that any octets may be in a secret.
 		fmt.Fprintf(&b, "\tike-%s {\n\t\tid-1 = %s\n\t\tid-2 = %s\n\t\tsecret = 0x%x\n\t}\n", c.Name, c.LocalID, c.RemoteID, c.PSK.Reveal())
 	}
@@ -171,8 +184,8 @@ func (c SwanConn) check() error {
 		return fmt.Errorf("strongSwan connection %q: want a plain name", c.Name)
 	case c.Mode == ipsec.ModeTransport:
 		return fmt.Errorf("strongSwan connection %s: transport mode: kernel-libipsec does tunnel mode only", c.Name)
-	case c.PSK.IsZero():
-		return fmt.Errorf("strongSwan connection %s: no PSK", c.Name)
+	case c.PSK.IsZero() && (c.Cert == nil || c.CAs == nil):
+		return fmt.Errorf("strongSwan connection %s: no PSK, and no certificate for both sides", c.Name)
 	case c.Aggressive && c.Version != 1:
 		return fmt.Errorf("strongSwan connection %s: aggressive mode is IKEv1's", c.Name)
 	case slices.ContainsFunc(c.ESPProposals, wantsESN):
@@ -206,8 +219,17 @@ func (c SwanConn) writeConnection(b *strings.Builder) {
 	for _, line := range c.Settings {
 		fmt.Fprintf(b, "\t\t%s\n", line)
 	}
-	fmt.Fprintf(b, "\t\tlocal {\n\t\t\tauth = psk\n\t\t\tid = %s\n\t\t}\n", c.LocalID)
-	fmt.Fprintf(b, "\t\tremote {\n\t\t\tauth = psk\n\t\t\tid = %s\n\t\t}\n\t\tchildren {\n", c.RemoteID)
+	set(2, "ppk_id", c.PPKID)
+	b.WriteString("\t\tlocal {\n")
+	if c.Cert != nil {
+		set(3, "certs", c.certFile())
+	}
+	set(3, "auth", cmp.Or(c.LocalAuth, authOf(c.Cert != nil)))
+	set(3, "id", c.LocalID)
+	b.WriteString("\t\t}\n\t\tremote {\n")
+	set(3, "auth", cmp.Or(c.RemoteAuth, authOf(c.CAs != nil)))
+	set(3, "id", c.RemoteID)
+	b.WriteString("\t\t}\n\t\tchildren {\n")
 	for _, ts := range append([]SwanSelectors{{c.Name, c.LocalTS, c.RemoteTS}}, c.More...) {
 		fmt.Fprintf(b, "\t\t\t%s {\n", ts.Name)
 		set(4, "mode", "tunnel")
@@ -322,7 +344,7 @@ func (s *StrongSwan) WaitEstablished(name string, limit time.Duration) SwanSA {
 }
 
 func (s *StrongSwan) try(args ...string) (string, error) {
-	return s.node.Try(append([]string{"swanctl", args[0], "--uri", s.uri}, args[1:]...)...)
+	return s.node.Try(append([]string{"env", "SWANCTL_DIR=" + s.node.dir, "swanctl", args[0], "--uri", s.uri}, args[1:]...)...)
 }
 
 func (s *StrongSwan) swanctl(args ...string) string {

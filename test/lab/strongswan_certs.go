@@ -1,0 +1,40 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// writeCerts puts the certificates and keys of a connection where swanctl's
+// --load-creds looks for them.
+func (s *StrongSwan) writeCerts(c SwanConn) {
+	write := func(folder, name, content string) {
+		dir := filepath.Join(s.node.dir, folder)
+		s.node.lab.must(os.MkdirAll(dir, 0o700))
+		s.node.lab.must(os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	if c.Cert != nil {
+		leaf, rest, _ := strings.Cut(c.Cert.Chain, "-----END CERTIFICATE-----\n")
+		write("x509", c.certFile(), leaf+"-----END CERTIFICATE-----\n")
+		write("private", c.Name+".key", c.Cert.Key)
+		for i, between := range strings.SplitAfter(rest, "-----END CERTIFICATE-----\n") {
+			if between != "" {
+				write("x509ca", fmt.Sprintf("%s-%d.pem", c.Name, i), between)
+			}
+		}
+	}
+	for i, ca := range c.CAs {
+		write("x509ca", fmt.Sprintf("%s-ca-%d.pem", c.Name, i), ca.PEM())
+	}
+}
+
+func (c SwanConn) certFile() string { return c.Name + ".pem" }
+
+func authOf(certificates bool) string {
+	if certificates {
+		return "pubkey"
+	}
+	return "psk"
+}
