@@ -29,9 +29,9 @@ func (s *Store) Credential(ctx context.Context, ref string) (*cred.Credential, e
 		return nil, err
 	}
 	if strings.HasSuffix(name, certEnding) {
-		return nil, cred.Errorf(cred.Invalid, ref, "a credential is a pair of files: want file:%s for %[1]s%s and %[1]s%s", strings.TrimSuffix(name, certEnding), certEnding, keyEnding)
+		return nil, cred.Errorf(cred.Invalid, ref, "a credential is a pair of files: want file:%s for %[1]s%[2]s and %[1]s%[3]s", strings.TrimSuffix(name, certEnding), certEnding, keyEnding)
 	}
-	return s.credentials.get(s.root, ref, []string{name + certEnding, name + keyEnding}, func() (*cred.Credential, error) {
+	return s.credentials.get(s, ref, []string{name + certEnding, name + keyEnding}, func() (*cred.Credential, error) {
 		text, err := s.readFile(ref, name+certEnding, public, maxPEM)
 		if err != nil {
 			return nil, err
@@ -62,7 +62,7 @@ func (s *Store) Anchors(ctx context.Context, ref string) (*cred.Anchors, error) 
 		return nil, err
 	}
 	crls := strings.TrimSuffix(name, certEnding) + crlEnding
-	return s.anchors.get(s.root, ref, []string{name, crls}, func() (*cred.Anchors, error) {
+	return s.anchors.get(s, ref, []string{name, crls}, func() (*cred.Anchors, error) {
 		text, err := s.readFile(ref, name, public, cred.MaxAnchors*maxPEM)
 		if err != nil {
 			return nil, err

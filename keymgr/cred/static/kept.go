@@ -1,7 +1,6 @@
 package static
 
 import (
-	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -37,8 +36,8 @@ type stamp struct {
 
 // get returns what was parsed under ref from the files with the stamps they have
 // now, else what read makes of them.
-func (k *kept[T]) get(root *os.Root, ref string, names []string, read func() (T, error)) (T, error) {
-	before, sure := stampsOf(root, names)
+func (k *kept[T]) get(s *Store, ref string, names []string, read func() (T, error)) (T, error) {
+	before, sure := s.stampsOf(names)
 	k.mu.Lock()
 	p, ok := k.byID[ref]
 	k.mu.Unlock()
@@ -46,7 +45,7 @@ func (k *kept[T]) get(root *os.Root, ref string, names []string, read func() (T,
 		return p.value, nil
 	}
 	value, err := read()
-	after, sure := stampsOf(root, names)
+	after, sure := s.stampsOf(names)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err != nil || !sure || !slices.Equal(before, after) || len(k.byID) >= maxKept {
@@ -60,19 +59,19 @@ func (k *kept[T]) get(root *os.Root, ref string, names []string, read func() (T,
 	return value, nil
 }
 
-func stampsOf(root *os.Root, names []string) (out []stamp, sure bool) {
+func (s *Store) stampsOf(names []string) (out []stamp, sure bool) {
 	sure = true
 	for _, name := range names {
-		var s stamp
-		if info, err := root.Stat(name); err == nil {
+		var one stamp
+		if info, err := s.root.Stat(name); err == nil {
 			st, ok := info.Sys().(*syscall.Stat_t)
 			if !ok {
 				return nil, false
 			}
-			s = stamp{st.Dev, st.Ino, st.Size, st.Ctim.Nano()}
-			sure = sure && time.Since(time.Unix(st.Ctim.Unix())) > settled
+			one = stamp{st.Dev, st.Ino, st.Size, st.Ctim.Nano()}
+			sure = sure && s.now().Sub(time.Unix(st.Ctim.Unix())) > settled
 		}
-		out = append(out, s)
+		out = append(out, one)
 	}
 	return out, sure
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/cred"
@@ -22,6 +23,7 @@ type Store struct {
 	dir  string
 	root *os.Root // keeps every path inside the folder, symbolic links included
 
+	now         func() time.Time
 	psks        kept[[]ipsec.Secret]
 	credentials kept[*cred.Credential]
 	anchors     kept[*cred.Anchors]
@@ -42,7 +44,7 @@ func Open(dir string) (*Store, error) {
 		_ = root.Close()
 		return nil, fmt.Errorf("the folder of secrets %s has mode %04o and can be written by others: chmod go-w %s", dir, perm, dir)
 	}
-	return &Store{dir: dir, root: root}, nil
+	return &Store{dir: dir, root: root, now: time.Now}, nil
 }
 
 // Close lets go of the folder.
@@ -69,7 +71,7 @@ func (s *Store) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	secrets, err := s.psks.get(s.root, ref, []string{path, path + Previous}, func() ([]ipsec.Secret, error) { return s.readPSK(ref, path) })
+	secrets, err := s.psks.get(s, ref, []string{path, path + Previous}, func() ([]ipsec.Secret, error) { return s.readPSK(ref, path) })
 	if err != nil {
 		return nil, err
 	}

@@ -93,6 +93,9 @@ func describe(err error, used string) string {
 	return text + ": " + said[:min(len(said), 200)]
 }
 
+// kvAdvice says which permission is missing, for KV version 2.
+const kvAdvice = ": the token's policies must allow read on the path, with /data/ after the mount"
+
 // credError turns the result of a question about ref into an error of cred.
 func credError(ref string, err error, used string) error {
 	if e, ok := errors.AsType[*cred.Error](err); ok {
@@ -115,7 +118,7 @@ func credError(ref string, err error, used string) error {
 	switch status(err) {
 	case http.StatusForbidden, http.StatusUnauthorized:
 		out.Kind = cred.Denied
-		out.Why += ": the token's policies must allow read on the path, with /data/ after the mount"
+		out.Why += kvAdvice
 	case http.StatusNotFound:
 		re, _ := errors.AsType[*api.ResponseError](err)
 		if len(re.Errors) == 0 {

@@ -1,5 +1,6 @@
-// Package vault reads pre-shared keys from HashiCorp Vault: KV version 2, over
-// its HTTP API. A Vault is a cred.Source; put a cred.Cache before it.
+// Package vault takes pre-shared keys and certificates from HashiCorp Vault, over
+// its HTTP API. A Vault reads KV version 2 and is a cred.Source; put a cred.Cache
+// before it. A PKI takes trust anchors and certificates from PKI mounts.
 //
 //	vault:secret/testudo/psk/web-db       mount "secret", field "psk"
 //	vault:secret/testudo/psk/web-db#key   field "key"
@@ -9,6 +10,9 @@
 // Deleting the newest version withdraws the secret; older ones are not revived.
 // The token needs read on MOUNT/data/… and, so that a check does not fetch the
 // secret itself, on MOUNT/metadata/….
+//
+// For certificates the token needs update on MOUNT/sign/ROLE alone; what a mount
+// trusts can be read without a token. See PKI for the references.
 //
 // Nobody in the IKE path may wait for a Vault that is in trouble:
 //
@@ -24,6 +28,8 @@
 // No token, SecretID or secret is in any error, log line or Stats.
 //
 // Limits: one address (a load balancer, or Vault Agent; a standby's redirect is
-// followed); a mount is one path segment; the CA is read once; no Kubernetes or
-// JWT login, no response-wrapped SecretID; changes are polled, not subscribed.
+// followed); a KV mount is one path segment; the CA is read once; no Kubernetes or
+// JWT login, no response-wrapped SecretID; changes are polled, not subscribed;
+// private keys of certificates are made in memory, so a key manager that starts
+// while Vault is away has none.
 package vault

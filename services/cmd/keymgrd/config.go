@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
 	"github.com/testudo-ipsec/testudo/keymgr/cred/vault"
 	"github.com/testudo-ipsec/testudo/services/internal/config"
 )
@@ -20,7 +21,7 @@ type options struct {
 }
 
 type secrets struct {
-	Dir string `koanf:"dir" help:"folder of preshared keys for file: references; empty for none"`
+	Dir string `koanf:"dir" help:"folder of preshared keys and certificates for file: references; empty for none"`
 }
 
 type vaultOptions struct {
@@ -31,6 +32,7 @@ type vaultOptions struct {
 	TokenFile string        `koanf:"token-file" help:"log in with the token in this file; read again when it changes"`
 	AppRole   appRole       `koanf:"approle"`
 	Cert      certLogin     `koanf:"cert"`
+	Key       string        `koanf:"key" help:"kind of the private keys that Vault certifies: ecdsa256, ecdsa384, ecdsa521, ed25519, rsa2048, rsa3072 or rsa4096; what the role accepts"`
 }
 
 type appRole struct {
@@ -52,7 +54,7 @@ func defaults() *options {
 		Policyd: "unix:///run/testudo/policyd.sock",
 		Metrics: "127.0.0.1:7412",
 		Secrets: secrets{Dir: "/etc/testudo/secrets"},
-		Vault:   vaultOptions{MaxStale: 24 * time.Hour, AppRole: appRole{Mount: "approle"}, Cert: certLogin{Mount: "cert"}},
+		Vault:   vaultOptions{MaxStale: 24 * time.Hour, Key: cred.KeyKinds[0], AppRole: appRole{Mount: "approle"}, Cert: certLogin{Mount: "cert"}},
 		Log:     config.DefaultLog,
 	}
 }
@@ -78,6 +80,9 @@ func (o *options) Validate() error {
 	if o.Vault.Address != "" {
 		if _, err := vaultConfig(o.Vault); err != nil {
 			errs = append(errs, err)
+		}
+		if err := cred.CheckKeyKind(o.Vault.Key); err != nil {
+			errs = append(errs, fmt.Errorf("vault.%w", err))
 		}
 		if o.Vault.MaxStale <= 0 {
 			errs = append(errs, fmt.Errorf("vault.max-stale: got %s, want more than 0", o.Vault.MaxStale))

@@ -12,6 +12,7 @@ import (
 type vaultMetrics struct {
 	Client *vault.Vault
 	Cache  *cred.Cache
+	Mounts *vault.PKI
 }
 
 var (
@@ -20,12 +21,15 @@ var (
 	vaultBreaker  = prometheus.NewDesc("testudo_vault_breaker_open", "1 while Vault is not asked because it failed.", nil, nil)
 	vaultExpires  = prometheus.NewDesc("testudo_vault_token_expires_seconds", "Unix time at which the token ends; 0 when it does not.", nil, nil)
 	secretServes  = prometheus.NewDesc("testudo_secrets_served_total", "Secrets served: fresh, or stale because Vault was away.", []string{"state"}, nil)
+	vaultIssued   = prometheus.NewDesc("testudo_vault_certificates_total", "Certificates that Vault signed for this key manager, and requests that failed.", []string{"result"}, nil)
+	vaultHeld     = prometheus.NewDesc("testudo_vault_certificates", "Certificates from Vault in use: all, and those whose replacement fails.", []string{"state"}, nil)
+	vaultNextEnd  = prometheus.NewDesc("testudo_vault_certificate_first_end_seconds", "Unix time at which the first of the certificates from Vault ends; 0 when there is none.", nil, nil)
 	secretsStale  = prometheus.NewDesc("testudo_secrets_stale", "Secrets in use whose last check failed.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (vaultMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{vaultRequests, vaultLogins, vaultBreaker, vaultExpires, secretServes, secretsStale} {
+	for _, d := range []*prometheus.Desc{vaultRequests, vaultLogins, vaultBreaker, vaultExpires, vaultIssued, vaultHeld, vaultNextEnd, secretServes, secretsStale} {
 		ch <- d
 	}
 }
@@ -55,6 +59,16 @@ func (v vaultMetrics) Collect(ch chan<- prometheus.Metric) {
 		expires = float64(s.TokenExpires.Unix())
 	}
 	ch <- prometheus.MustNewConstMetric(vaultExpires, prometheus.GaugeValue, expires)
+	certs, _ := v.Mounts.Stats()
+	count(vaultIssued, certs.Issued, "ok")
+	count(vaultIssued, certs.Failures, "failed")
+	ch <- prometheus.MustNewConstMetric(vaultHeld, prometheus.GaugeValue, float64(certs.Held), "held")
+	ch <- prometheus.MustNewConstMetric(vaultHeld, prometheus.GaugeValue, float64(certs.Overdue), "overdue")
+	end := 0.0
+	if !certs.NextEnd.IsZero() {
+		end = float64(certs.NextEnd.Unix())
+	}
+	ch <- prometheus.MustNewConstMetric(vaultNextEnd, prometheus.GaugeValue, end)
 	ch <- prometheus.MustNewConstMetric(secretsStale, prometheus.GaugeValue, float64(c.StaleNow))
 }
 

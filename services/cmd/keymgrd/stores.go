@@ -42,11 +42,16 @@ func openStores(log *slog.Logger, o *options, reg *prometheus.Registry) (*stores
 			return nil, err
 		}
 		cache := cred.NewCache(v, cred.CacheOptions{MaxStale: o.Vault.MaxStale, Log: log})
-		s.secrets[cred.SchemeVault] = cache
-		reg.MustRegister(vaultMetrics{Client: v, Cache: cache})
+		mounts, err := vault.NewPKI(v, vault.PKIOptions{Key: o.Vault.Key, MaxStale: o.Vault.MaxStale})
+		if err != nil {
+			return nil, err
+		}
+		s.secrets[cred.SchemeVault], certs[cred.SchemeVault] = cache, mounts
+		reg.MustRegister(vaultMetrics{Client: v, Cache: cache, Mounts: mounts})
 		s.background = append(s.background,
 			func(ctx context.Context) error { v.Run(ctx); return nil },
-			func(ctx context.Context) error { cache.Run(ctx); return nil })
+			func(ctx context.Context) error { cache.Run(ctx); return nil },
+			func(ctx context.Context) error { mounts.Run(ctx); return nil })
 	}
 	judge := pki.New(pki.Config{Stores: certs, Log: log})
 	s.certificates = judge
