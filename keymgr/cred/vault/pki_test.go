@@ -24,7 +24,7 @@ import (
 func (s *server) authority(t testing.TB, mount string, role map[string]any) {
 	t.Helper()
 	must(t, s.root.Sys().Mount(mount, &api.MountInput{Type: "pki", Config: api.MountConfigInput{MaxLeaseTTL: "8760h"}}))
-	s.write(t, mount+"/root/generate/internal", map[string]any{"common_name": "Fleet CA " + mount, "key_type": "ec", "key_bits": 256, "ttl": "8000h"})
+	s.write(t, fmt.Sprintf("%s/root/generate/internal", mount), map[string]any{"common_name": "Fleet CA " + mount, "key_type": "ec", "key_bits": 256, "ttl": "8000h"})
 	params := map[string]any{
 		"allowed_domains": "fleet.example", "allow_subdomains": true, "key_type": "any", "ttl": "72h",
 		"server_flag": false, "client_flag": false, "ext_key_usage_oids": "1.3.6.1.5.5.7.3.17", "require_cn": false,
