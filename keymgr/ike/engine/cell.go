@@ -21,6 +21,7 @@ type cell struct {
 	make    func() (ike.Machine, error) // until the first event
 	machine ike.Machine
 	spi     uint64 // as registered in the index
+	trace   uint64 // of what is remembered of it; its heir has the same
 	halfEnd time.Time
 	gone    bool
 	slot    int // in the shard's timers, -1 when not there

@@ -24,11 +24,12 @@ var ErrClosed = errors.New("engine is closed")
 // Engine runs the IKE machines of all nodes. Its methods may be called from
 // any goroutine.
 type Engine struct {
-	cfg     Config
-	shards  []*shard
-	next    atomic.Uint32 // round robin over shards
-	ids     atomic.Uint64
-	firstID ipsec.SAID
+	cfg      Config
+	shards   []*shard
+	next     atomic.Uint32 // round robin over shards
+	ids      atomic.Uint64
+	traceIDs atomic.Uint64
+	firstID  ipsec.SAID
 
 	index       index
 	half        halfOpen

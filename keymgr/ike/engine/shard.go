@@ -14,6 +14,7 @@ type shard struct {
 	e      *Engine
 	inbox  *inbox
 	timers timers
+	traces traces
 }
 
 func newShard(e *Engine) *shard { return &shard{e: e, inbox: newInbox(e.cfg.Inbox)} }
@@ -93,6 +94,7 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 	var deadline time.Time
 	var spi uint64
 	first := c.machine == nil
+	now := time.Now()
 	ok := s.guard(c, func() error {
 		if c.machine == nil {
 			m, err := c.make()
@@ -101,7 +103,7 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 			}
 			c.machine, c.make = m, nil
 		}
-		effects = c.machine.Handle(time.Now(), ev)
+		effects = c.machine.Handle(now, ev)
 		deadline = c.machine.Deadline()
 		if c.spi == 0 {
 			spi = c.machine.Info().LocalSPI
@@ -116,6 +118,7 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 		c.spi = spi
 		s.e.index.add(spi, c)
 	}
+	s.trace(c, now, ev, effects)
 	for _, f := range effects {
 		if spawn, ok := f.(ike.Spawn); ok {
 			s.adopt(c, spawn.Machine)
@@ -218,7 +221,7 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 // adopt takes over the machine that replaces c's: same shard, same node, and
 // the CHILD SAs it lists.
 func (s *shard) adopt(c *cell, m ike.Machine) {
-	h := &cell{shard: s, node: c.node, remote: c.remote, began: time.Now(), machine: m, slot: -1}
+	h := &cell{shard: s, node: c.node, remote: c.remote, began: time.Now(), machine: m, slot: -1, trace: c.trace}
 	var info ike.Info
 	var deadline time.Time
 	if !s.guard(h, func() error { info, deadline = m.Info(), m.Deadline(); return nil }) {
