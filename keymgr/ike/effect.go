@@ -136,6 +136,7 @@ type Failure struct {
 	Ours     []string
 	Theirs   []string
 	Diff     []TransformDiff
+	Nearest  string // the suite nearest to both sides that would work; empty when there is none
 }
 
 // TransformDiff is one transform type of the nearest pair of proposals.

@@ -95,8 +95,8 @@ func TestDisagreementsAreExplained(t *testing.T) {
 				if n := metric(at.Keymgrd, fmt.Sprintf("testudo_keymgr_failures_total{why=%q}", f.GetWhy())); n < 1 {
 					t.Errorf("counter of %s is %v; want 1 or more", f.GetWhy(), n)
 				}
-				if out := string(at.CLI("sa", "explain-failure", at.peer)); !strings.Contains(out, f.GetWhy()) || !strings.Contains(out, f.GetAdvice()) {
-					t.Errorf("explain-failure does not say %s and %q:\n%s", f.GetWhy(), f.GetAdvice(), out)
+				if out := string(at.CLI("ike", "explain", at.peer)); !strings.Contains(out, f.GetWhy()) || !strings.Contains(out, f.GetAdvice()) {
+					t.Errorf("ike explain does not say %s and %q:\n%s", f.GetWhy(), f.GetAdvice(), out)
 				}
 			}
 			for _, at := range []struct {

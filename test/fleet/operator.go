@@ -171,7 +171,7 @@ func (f *Fleet) Children(node string) []*keymgrv1.ChildSa {
 // Failures are the failed negotiations with a peer, newest first; with all for "".
 func (f *Fleet) Failures(peer string) []*keymgrv1.Failure {
 	f.t.Helper()
-	args := []string{"sa", "explain-failure"}
+	args := []string{"ike", "explain"}
 	if peer != "" {
 		args = append(args, peer)
 	}

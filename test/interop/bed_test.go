@@ -331,7 +331,7 @@ func (b *bed) explain() {
 		return
 	}
 	b.Logf("our policy:\n%s", b.policy)
-	for _, args := range [][]string{{"status"}, {"sa", "list"}, {"sa", "explain-failure"}, {"worker", "status", "--admin", "unix://" + fleet.Admin(b.us.Node)}} {
+	for _, args := range [][]string{{"status"}, {"sa", "list"}, {"ike", "explain"}, {"ike", "trace", "--last", "0"}, {"worker", "status", "--admin", "unix://" + fleet.Admin(b.us.Node)}} {
 		out, err := b.f.TryCLI(args...)
 		b.Logf("testudo %s: %v\n%s", strings.Join(args, " "), err, out)
 	}

@@ -77,7 +77,12 @@ func TestTraceFollowsANegotiation(t *testing.T) {
 
 // What fails is there with its why, and the ring stays bounded.
 func TestTraceIsBounded(t *testing.T) {
-	inPair(t, 1, func(c *engine.Config) { c.Shards = 1; c.HalfOpenPrefixCookie = 1e6; c.HalfOpenCookie = 1e6; c.HalfOpenPrefixMax = 1e6 }, func(t *testing.T, p *pair) {
+	inPair(t, 1, func(c *engine.Config) {
+		c.Shards = 1
+		c.HalfOpenPrefixCookie = 1e6
+		c.HalfOpenCookie = 1e6
+		c.HalfOpenPrefixMax = 1e6
+	}, func(t *testing.T, p *pair) {
 		for i := range uint64(12000) {
 			p.b.session.Handle(request("192.0.2.1", initRequest(i+1)))
 			if i%1000 == 0 {

@@ -107,6 +107,7 @@ func compare(f ike.Failure, ours []ipsec.Proposal, theirs *wire.SA) ike.Failure 
 	if len(missing) > 0 {
 		f.Detail = "nearest proposals differ in " + strings.Join(missing, " and ")
 		f.Advice = advise(f.Diff)
+		f.Nearest = nearest(ours, f.Diff)
 	}
 	return f
 }
@@ -144,6 +145,38 @@ func diff(o ipsec.Proposal, t wire.Proposal) (ds []ike.TransformDiff, score int)
 		ds = append(ds, d)
 	}
 	return ds, score
+}
+
+// nearest is a suite that differs from both sides as little as can be: what they
+// have in common, and where there is nothing, an algorithm of theirs that is
+// known here, else one of ours.
+func nearest(ours []ipsec.Proposal, ds []ike.TransformDiff) string {
+	var words []string
+	for _, d := range ds {
+		name := ""
+		for _, t := range d.Theirs {
+			a, known := ipsec.AlgorithmByName(t)
+			usable := known && a.Standing != ipsec.StandingLegacy
+			if slices.Contains(d.Ours, t) || usable && name == "" && !d.Matches {
+				name = t
+				if slices.Contains(d.Ours, t) {
+					break
+				}
+			}
+		}
+		if name == "" && len(d.Ours) > 0 && !d.Matches {
+			name = d.Ours[0]
+		}
+		if name != "" {
+			words = append(words, name)
+		}
+	}
+	// What was put together must be a suite that can be written into a policy.
+	suite := strings.Join(words, "-")
+	if _, err := ipsec.ParseProposal(ours[0].Protocol, suite); err != nil {
+		return ""
+	}
+	return suite
 }
 
 // advise names the nearest fix: an algorithm of theirs that is known here, to

@@ -166,6 +166,9 @@ func TestNoProposalChosenShowsTheNearestFix(t *testing.T) {
 		if f.Why != "NO_PROPOSAL_CHOSEN" || len(f.Ours) != 1 || len(f.Theirs) != 2 || f.Advice != "add aes256gcm16 to a suite of our policy, or one of ours to the peer's" {
 			t.Errorf("got %+v", f)
 		}
+		if f.Nearest != "aes256gcm16-prfsha256-x25519" {
+			t.Errorf("the nearest suite is %q", f.Nearest)
+		}
 		for _, d := range f.Diff {
 			if d.Matches != (d.Type != "ENCR") {
 				t.Errorf("diff: %+v", d)

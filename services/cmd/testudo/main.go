@@ -60,7 +60,8 @@ daemons' own user are known by the kernel.
   testudo status                             who is connected, who has it
   testudo sa list                            IKE and CHILD SAs with rates
   testudo explain 10.0.0.1 10.0.0.2 tcp 443  which rule, which SA, and why
-  testudo sa explain-failure web-2           why a negotiation failed
+  testudo ike explain web-2                  why a negotiation failed
+  testudo ike trace web-2                    the last one, message by message
   testudo demo                               all of it on this machine, in namespaces`,
 		Version:       daemon.Version,
 		SilenceUsage:  true,
@@ -82,7 +83,7 @@ daemons' own user are known by the kernel.
 	f.StringVar(&c.tls.Key, "key", env("TESTUDO_KEY", ""), "PEM file with the operator's private key")
 	f.StringVarP(&c.output, "output", "o", "table", "table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(c.policyCommand(), c.saCommand(), c.statusCommand(), c.explainCommand(), c.workerCommand(), c.suitesCommand(), c.benchCommand(), pkiCommand(), demoCommand())
+	root.AddCommand(c.policyCommand(), c.saCommand(), c.ikeCommand(), c.statusCommand(), c.explainCommand(), c.workerCommand(), c.suitesCommand(), c.benchCommand(), pkiCommand(), demoCommand())
 	return root
 }
 

@@ -2,9 +2,7 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +23,7 @@ func raw(m proto.Message) (json.RawMessage, error) {
 
 func (c *cli) saCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "sa", Short: "Show and steer IKE and CHILD SAs"}
-	cmd.AddCommand(c.saList(), c.saInitiate(), c.saRekey(), c.saTerminate(), c.saWatch(), c.saExplainFailure())
+	cmd.AddCommand(c.saList(), c.saInitiate(), c.saRekey(), c.saTerminate())
 	return cmd
 }
 
@@ -207,107 +205,6 @@ func (c *cli) saTerminate() *cobra.Command {
 	cmd.MarkFlagsOneRequired("child", "ike-spi", "peer")
 	cmd.MarkFlagsMutuallyExclusive("child", "ike-spi", "peer")
 	return cmd
-}
-
-func (c *cli) saWatch() *cobra.Command {
-	var node string
-	cmd := &cobra.Command{
-		Use:   "watch",
-		Short: "Print events as they happen, until interrupted",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			kc, err := c.keymgr()
-			if err != nil {
-				return err
-			}
-			st, err := kc.Watch(cmd.Context(), &keymgrv1.WatchRequest{Node: node})
-			if err != nil {
-				return err
-			}
-			for {
-				e, err := st.Recv()
-				if errors.Is(err, io.EOF) {
-					return nil
-				}
-				if err != nil {
-					return err
-				}
-				if c.output != "table" {
-					v, err := raw(e)
-					if err != nil {
-						return err
-					}
-					fmt.Fprintln(cmd.OutOrStdout(), string(v))
-					continue
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s %-10s %s %s %s\n", when(e.GetTime()), e.GetKind(), e.GetNode(), e.GetPeer(), e.GetDetail())
-			}
-		},
-	}
-	cmd.Flags().StringVar(&node, "node", "", "only this node's")
-	return cmd
-}
-
-func (c *cli) saExplainFailure() *cobra.Command {
-	var node string
-	cmd := &cobra.Command{
-		Use:   "explain-failure [PEER]",
-		Short: "Tell why negotiations failed: ours beside theirs, and the nearest fix",
-		Long:  "explain-failure shows the failed negotiations with a peer (its profile's name, address or identity), newest first.",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			kc, err := c.keymgr()
-			if err != nil {
-				return err
-			}
-			r := &keymgrv1.ExplainFailuresRequest{Node: node}
-			if len(args) > 0 {
-				r.Peer = args[0]
-			}
-			resp, err := kc.ExplainFailures(cmd.Context(), r)
-			if err != nil {
-				return err
-			}
-			v, err := raw(resp)
-			if err != nil {
-				return err
-			}
-			return c.print(cmd.OutOrStdout(), v, func(t *table) {
-				if len(resp.GetFailures()) == 0 {
-					t.line("no failed negotiation is known")
-				}
-				for _, f := range resp.GetFailures() {
-					printFailure(t, f)
-				}
-			})
-		},
-	}
-	cmd.Flags().StringVar(&node, "node", "", "only failures on this node")
-	return cmd
-}
-
-func printFailure(t *table, f *keymgrv1.Failure) {
-	what := "IKE SA"
-	if f.GetRule() != "" {
-		what = "CHILD SA for " + f.GetRule()
-	}
-	again := ""
-	if f.GetRepeatedCount() > 1 {
-		again = fmt.Sprintf(" (%d times in a row)", f.GetRepeatedCount())
-	}
-	t.line("%s  %s: %s with %s at %s, as %s, in %s%s", when(f.GetTime()), f.GetNode(), what, f.GetPeer(), f.GetRemote(), f.GetRole(), f.GetExchange(), again)
-	t.line("  why     %s", f.GetWhy())
-	for _, l := range []struct{ name, text string }{{"identity", f.GetRemoteId()}, {"detail", f.GetDetail()}, {"ours", strings.Join(f.GetOurs(), ", ")}, {"theirs", strings.Join(f.GetTheirs(), ", ")}, {"fix", f.GetAdvice()}} {
-		if l.text != "" {
-			t.line("  %-8s%s", l.name, l.text)
-		}
-	}
-	if len(f.GetDiff()) > 0 {
-		t.row("  TRANSFORM", "OURS", "THEIRS", "IN COMMON")
-		for _, d := range f.GetDiff() {
-			t.row("  "+d.GetType(), strings.Join(d.GetOurs(), " "), strings.Join(d.GetTheirs(), " "), yesNo(d.GetMatches()))
-		}
-	}
 }
 
 // authenticated says how the ends of an IKE SA have proven who they are.

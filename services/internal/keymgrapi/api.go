@@ -107,7 +107,7 @@ func (s *Server) Initiate(ctx context.Context, r *keymgrv1.InitiateRequest) (*ke
 		}
 		return nil, status.Error(codes.FailedPrecondition, strings.Join(text, ": "))
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, status.Errorf(codes.DeadlineExceeded, "no CHILD SA for rule %s within %s; `testudo sa explain-failure` may tell why", r.GetRule(), timeout)
+		return nil, status.Errorf(codes.DeadlineExceeded, "no CHILD SA for rule %s within %s; `testudo ike explain` may tell why", r.GetRule(), timeout)
 	case err != nil:
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
@@ -149,7 +149,10 @@ func (s *Server) Watch(r *keymgrv1.WatchRequest, st grpc.ServerStreamingServer[k
 		if r.GetNode() != "" && r.GetNode() != e.Node {
 			continue
 		}
-		m := &keymgrv1.WatchResponse{Time: convert.Time(e.Time), Kind: e.Kind, Node: e.Node, Peer: e.Peer, Detail: e.Detail}
+		m := &keymgrv1.WatchResponse{Time: convert.Time(e.Time), Kind: e.Kind, Node: e.Node, Peer: e.Peer, Detail: e.Detail, Spi: e.SPI}
+		if e.Failure != nil {
+			m.Failure = toFailure(engine.Failure{Failure: *e.Failure, Node: e.Node, Repeated: 1})
+		}
 		if err := st.Send(m); err != nil {
 			return err
 		}
@@ -161,14 +164,36 @@ func (s *Server) Watch(r *keymgrv1.WatchRequest, st grpc.ServerStreamingServer[k
 func (s *Server) ExplainFailures(_ context.Context, r *keymgrv1.ExplainFailuresRequest) (*keymgrv1.ExplainFailuresResponse, error) {
 	out := &keymgrv1.ExplainFailuresResponse{}
 	for _, f := range s.Engine.Failures(r.GetNode(), r.GetPeer()) {
-		m := &keymgrv1.Failure{
-			Time: convert.Time(f.Time), Node: f.Node, Peer: f.Peer, Remote: f.Remote, RemoteId: f.RemoteID, Rule: f.Rule, Role: f.Role,
-			Exchange: f.Exchange, Why: f.Why, Detail: f.Detail, Advice: f.Advice, Ours: f.Ours, Theirs: f.Theirs, RepeatedCount: f.Repeated,
+		out.Failures = append(out.Failures, toFailure(f))
+	}
+	return out, nil
+}
+
+func toFailure(f engine.Failure) *keymgrv1.Failure {
+	m := &keymgrv1.Failure{
+		Time: convert.Time(f.Time), Node: f.Node, Peer: f.Peer, Remote: f.Remote, RemoteId: f.RemoteID, Rule: f.Rule, Role: f.Role,
+		Exchange: f.Exchange, Why: f.Why, Detail: f.Detail, Advice: f.Advice, Ours: f.Ours, Theirs: f.Theirs, RepeatedCount: f.Repeated,
+		Nearest: f.Nearest,
+	}
+	for _, d := range f.Diff {
+		m.Diff = append(m.Diff, &keymgrv1.TransformDiff{Type: d.Type, Ours: d.Ours, Theirs: d.Theirs, Matches: d.Matches})
+	}
+	return m
+}
+
+// Trace tells what is remembered of IKE SAs.
+func (s *Server) Trace(_ context.Context, r *keymgrv1.TraceRequest) (*keymgrv1.TraceResponse, error) {
+	traces := s.Engine.Traces(r.GetNode(), r.GetPeer())
+	if n := int(r.GetLimit()); n > 0 && n < len(traces) {
+		traces = traces[len(traces)-n:]
+	}
+	out := &keymgrv1.TraceResponse{}
+	for _, t := range traces {
+		m := &keymgrv1.IkeTrace{Id: t.ID, Node: t.Node, Peer: t.Peer, Remote: t.Remote.String()}
+		for _, x := range t.Steps {
+			m.Steps = append(m.Steps, &keymgrv1.TraceStep{Time: convert.Time(x.Time), Spi: x.SPI, Way: x.Way, What: x.What, Octets: uint32(x.Octets), Detail: x.Detail})
 		}
-		for _, d := range f.Diff {
-			m.Diff = append(m.Diff, &keymgrv1.TransformDiff{Type: d.Type, Ours: d.Ours, Theirs: d.Theirs, Matches: d.Matches})
-		}
-		out.Failures = append(out.Failures, m)
+		out.Traces = append(out.Traces, m)
 	}
 	return out, nil
 }

@@ -26,6 +26,7 @@ var KeymgrdAllow = Allow{
 	keymgrv1.KeyManagerService_Terminate_FullMethodName:       {RoleOperator},
 	keymgrv1.KeyManagerService_Watch_FullMethodName:           {RoleOperator},
 	keymgrv1.KeyManagerService_ExplainFailures_FullMethodName: {RoleOperator},
+	keymgrv1.KeyManagerService_Trace_FullMethodName:           {RoleOperator},
 }
 
 // WorkerAllow is who may call what at workerd: local processes only.

@@ -1178,7 +1178,11 @@ type WatchResponse struct {
 	// Peer profile it concerns; empty for workers.
 	Peer string `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
 	// One sentence.
-	Detail        string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	// This side's IKE SPI; 0 for workers.
+	Spi uint64 `protobuf:"varint,6,opt,name=spi,proto3" json:"spi,omitempty"`
+	// Why, when a negotiation failed.
+	Failure       *Failure `protobuf:"bytes,7,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1246,6 +1250,20 @@ func (x *WatchResponse) GetDetail() string {
 		return x.Detail
 	}
 	return ""
+}
+
+func (x *WatchResponse) GetSpi() uint64 {
+	if x != nil {
+		return x.Spi
+	}
+	return 0
+}
+
+func (x *WatchResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
 }
 
 // Request of ExplainFailures.
@@ -1382,6 +1400,8 @@ type Failure struct {
 	Node string `protobuf:"bytes,14,opt,name=node,proto3" json:"node,omitempty"`
 	// How many times in a row this failure repeated.
 	RepeatedCount uint32 `protobuf:"varint,15,opt,name=repeated_count,json=repeatedCount,proto3" json:"repeated_count,omitempty"`
+	// Suite nearest to both sides that would work; empty when there is none.
+	Nearest       string `protobuf:"bytes,16,opt,name=nearest,proto3" json:"nearest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1521,6 +1541,13 @@ func (x *Failure) GetRepeatedCount() uint32 {
 	return 0
 }
 
+func (x *Failure) GetNearest() string {
+	if x != nil {
+		return x.Nearest
+	}
+	return ""
+}
+
 // One transform type of a failed proposal.
 type TransformDiff struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1592,6 +1619,290 @@ func (x *TransformDiff) GetMatches() bool {
 		return x.Matches
 	}
 	return false
+}
+
+// Request of Trace.
+type TraceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only IKE SAs of this node; empty for all.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Peer profile, address, address and port, or this side's IKE SPI in
+	// hexadecimal; empty for all.
+	Peer string `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	// At most so many, the latest; 0 for all that are remembered.
+	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_testudo_keymgr_v1_key_manager_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TraceRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// Response of Trace.
+type TraceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Traces; the one that did something last comes last.
+	Traces        []*IkeTrace `protobuf:"bytes,1,rep,name=traces,proto3" json:"traces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceResponse) Reset() {
+	*x = TraceResponse{}
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceResponse) ProtoMessage() {}
+
+func (x *TraceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
+func (*TraceResponse) Descriptor() ([]byte, []int) {
+	return file_testudo_keymgr_v1_key_manager_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TraceResponse) GetTraces() []*IkeTrace {
+	if x != nil {
+		return x.Traces
+	}
+	return nil
+}
+
+// What is remembered of one IKE SA and those that replaced it.
+type IkeTrace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Node it belongs to.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Peer profile; empty while unknown.
+	Peer string `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	// The peer's address and port.
+	Remote string `protobuf:"bytes,4,opt,name=remote,proto3" json:"remote,omitempty"`
+	// What happened, oldest first.
+	Steps         []*TraceStep `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IkeTrace) Reset() {
+	*x = IkeTrace{}
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IkeTrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IkeTrace) ProtoMessage() {}
+
+func (x *IkeTrace) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IkeTrace.ProtoReflect.Descriptor instead.
+func (*IkeTrace) Descriptor() ([]byte, []int) {
+	return file_testudo_keymgr_v1_key_manager_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *IkeTrace) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *IkeTrace) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *IkeTrace) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *IkeTrace) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *IkeTrace) GetSteps() []*TraceStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// One message or event.
+type TraceStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// This side's IKE SPI; 0 while unknown.
+	Spi uint64 `protobuf:"varint,2,opt,name=spi,proto3" json:"spi,omitempty"`
+	// Way: received, sent or event.
+	Way string `protobuf:"bytes,3,opt,name=way,proto3" json:"way,omitempty"`
+	// The message, such as "IKE_AUTH request 1", or what happened.
+	What string `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"`
+	// Octets of the message.
+	Octets uint32 `protobuf:"varint,5,opt,name=octets,proto3" json:"octets,omitempty"`
+	// More on it: a rule, a why.
+	Detail        string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceStep) Reset() {
+	*x = TraceStep{}
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceStep) ProtoMessage() {}
+
+func (x *TraceStep) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_keymgr_v1_key_manager_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceStep.ProtoReflect.Descriptor instead.
+func (*TraceStep) Descriptor() ([]byte, []int) {
+	return file_testudo_keymgr_v1_key_manager_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TraceStep) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *TraceStep) GetSpi() uint64 {
+	if x != nil {
+		return x.Spi
+	}
+	return 0
+}
+
+func (x *TraceStep) GetWay() string {
+	if x != nil {
+		return x.Way
+	}
+	return ""
+}
+
+func (x *TraceStep) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *TraceStep) GetOctets() uint32 {
+	if x != nil {
+		return x.Octets
+	}
+	return 0
+}
+
+func (x *TraceStep) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
 }
 
 var File_testudo_keymgr_v1_key_manager_proto protoreflect.FileDescriptor
@@ -1681,18 +1992,20 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x11TerminateResponse\x12\x16\n" +
 	"\x06closed\x18\x01 \x01(\rR\x06closed\"\"\n" +
 	"\fWatchRequest\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"\x93\x01\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xdb\x01\n" +
 	"\rWatchResponse\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x12\n" +
 	"\x04peer\x18\x04 \x01(\tR\x04peer\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"@\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x10\n" +
+	"\x03spi\x18\x06 \x01(\x04R\x03spi\x124\n" +
+	"\afailure\x18\a \x01(\v2\x1a.testudo.keymgr.v1.FailureR\afailure\"@\n" +
 	"\x16ExplainFailuresRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\"Q\n" +
 	"\x17ExplainFailuresResponse\x126\n" +
-	"\bfailures\x18\x01 \x03(\v2\x1a.testudo.keymgr.v1.FailureR\bfailures\"\xa5\x03\n" +
+	"\bfailures\x18\x01 \x03(\v2\x1a.testudo.keymgr.v1.FailureR\bfailures\"\xbf\x03\n" +
 	"\aFailure\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x16\n" +
@@ -1709,12 +2022,32 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x06theirs\x18\f \x03(\tR\x06theirs\x124\n" +
 	"\x04diff\x18\r \x03(\v2 .testudo.keymgr.v1.TransformDiffR\x04diff\x12\x12\n" +
 	"\x04node\x18\x0e \x01(\tR\x04node\x12%\n" +
-	"\x0erepeated_count\x18\x0f \x01(\rR\rrepeatedCount\"i\n" +
+	"\x0erepeated_count\x18\x0f \x01(\rR\rrepeatedCount\x12\x18\n" +
+	"\anearest\x18\x10 \x01(\tR\anearest\"i\n" +
 	"\rTransformDiff\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04ours\x18\x02 \x03(\tR\x04ours\x12\x16\n" +
 	"\x06theirs\x18\x03 \x03(\tR\x06theirs\x12\x18\n" +
-	"\amatches\x18\x04 \x01(\bR\amatches2\xf4\x04\n" +
+	"\amatches\x18\x04 \x01(\bR\amatches\"L\n" +
+	"\fTraceRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"D\n" +
+	"\rTraceResponse\x123\n" +
+	"\x06traces\x18\x01 \x03(\v2\x1b.testudo.keymgr.v1.IkeTraceR\x06traces\"\x8e\x01\n" +
+	"\bIkeTrace\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06remote\x18\x04 \x01(\tR\x06remote\x122\n" +
+	"\x05steps\x18\x05 \x03(\v2\x1c.testudo.keymgr.v1.TraceStepR\x05steps\"\xa3\x01\n" +
+	"\tTraceStep\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03spi\x18\x02 \x01(\x04R\x03spi\x12\x10\n" +
+	"\x03way\x18\x03 \x01(\tR\x03way\x12\x12\n" +
+	"\x04what\x18\x04 \x01(\tR\x04what\x12\x16\n" +
+	"\x06octets\x18\x05 \x01(\rR\x06octets\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail2\xc0\x05\n" +
 	"\x11KeyManagerService\x12P\n" +
 	"\aListSas\x12!.testudo.keymgr.v1.ListSasRequest\x1a\".testudo.keymgr.v1.ListSasResponse\x12\\\n" +
 	"\vListWorkers\x12%.testudo.keymgr.v1.ListWorkersRequest\x1a&.testudo.keymgr.v1.ListWorkersResponse\x12S\n" +
@@ -1722,7 +2055,8 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x05Rekey\x12\x1f.testudo.keymgr.v1.RekeyRequest\x1a .testudo.keymgr.v1.RekeyResponse\x12V\n" +
 	"\tTerminate\x12#.testudo.keymgr.v1.TerminateRequest\x1a$.testudo.keymgr.v1.TerminateResponse\x12L\n" +
 	"\x05Watch\x12\x1f.testudo.keymgr.v1.WatchRequest\x1a .testudo.keymgr.v1.WatchResponse0\x01\x12h\n" +
-	"\x0fExplainFailures\x12).testudo.keymgr.v1.ExplainFailuresRequest\x1a*.testudo.keymgr.v1.ExplainFailuresResponseBGZEgithub.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1;keymgrv1b\x06proto3"
+	"\x0fExplainFailures\x12).testudo.keymgr.v1.ExplainFailuresRequest\x1a*.testudo.keymgr.v1.ExplainFailuresResponse\x12J\n" +
+	"\x05Trace\x12\x1f.testudo.keymgr.v1.TraceRequest\x1a .testudo.keymgr.v1.TraceResponseBGZEgithub.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1;keymgrv1b\x06proto3"
 
 var (
 	file_testudo_keymgr_v1_key_manager_proto_rawDescOnce sync.Once
@@ -1736,7 +2070,7 @@ func file_testudo_keymgr_v1_key_manager_proto_rawDescGZIP() []byte {
 	return file_testudo_keymgr_v1_key_manager_proto_rawDescData
 }
 
-var file_testudo_keymgr_v1_key_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_testudo_keymgr_v1_key_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_testudo_keymgr_v1_key_manager_proto_goTypes = []any{
 	(*ListSasRequest)(nil),          // 0: testudo.keymgr.v1.ListSasRequest
 	(*ListSasResponse)(nil),         // 1: testudo.keymgr.v1.ListSasResponse
@@ -1757,48 +2091,58 @@ var file_testudo_keymgr_v1_key_manager_proto_goTypes = []any{
 	(*ExplainFailuresResponse)(nil), // 16: testudo.keymgr.v1.ExplainFailuresResponse
 	(*Failure)(nil),                 // 17: testudo.keymgr.v1.Failure
 	(*TransformDiff)(nil),           // 18: testudo.keymgr.v1.TransformDiff
-	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
-	(v1.Mode)(0),                    // 20: testudo.ipsec.v1.Mode
-	(*v1.SaCounters)(nil),           // 21: testudo.ipsec.v1.SaCounters
-	(*durationpb.Duration)(nil),     // 22: google.protobuf.Duration
+	(*TraceRequest)(nil),            // 19: testudo.keymgr.v1.TraceRequest
+	(*TraceResponse)(nil),           // 20: testudo.keymgr.v1.TraceResponse
+	(*IkeTrace)(nil),                // 21: testudo.keymgr.v1.IkeTrace
+	(*TraceStep)(nil),               // 22: testudo.keymgr.v1.TraceStep
+	(*timestamppb.Timestamp)(nil),   // 23: google.protobuf.Timestamp
+	(v1.Mode)(0),                    // 24: testudo.ipsec.v1.Mode
+	(*v1.SaCounters)(nil),           // 25: testudo.ipsec.v1.SaCounters
+	(*durationpb.Duration)(nil),     // 26: google.protobuf.Duration
 }
 var file_testudo_keymgr_v1_key_manager_proto_depIdxs = []int32{
 	2,  // 0: testudo.keymgr.v1.ListSasResponse.ike_sas:type_name -> testudo.keymgr.v1.IkeSa
-	19, // 1: testudo.keymgr.v1.IkeSa.since:type_name -> google.protobuf.Timestamp
-	19, // 2: testudo.keymgr.v1.IkeSa.rekey_at:type_name -> google.protobuf.Timestamp
+	23, // 1: testudo.keymgr.v1.IkeSa.since:type_name -> google.protobuf.Timestamp
+	23, // 2: testudo.keymgr.v1.IkeSa.rekey_at:type_name -> google.protobuf.Timestamp
 	3,  // 3: testudo.keymgr.v1.IkeSa.children:type_name -> testudo.keymgr.v1.ChildSa
-	19, // 4: testudo.keymgr.v1.IkeSa.reauth_at:type_name -> google.protobuf.Timestamp
-	20, // 5: testudo.keymgr.v1.ChildSa.mode:type_name -> testudo.ipsec.v1.Mode
-	19, // 6: testudo.keymgr.v1.ChildSa.since:type_name -> google.protobuf.Timestamp
-	21, // 7: testudo.keymgr.v1.ChildSa.in:type_name -> testudo.ipsec.v1.SaCounters
-	21, // 8: testudo.keymgr.v1.ChildSa.out:type_name -> testudo.ipsec.v1.SaCounters
+	23, // 4: testudo.keymgr.v1.IkeSa.reauth_at:type_name -> google.protobuf.Timestamp
+	24, // 5: testudo.keymgr.v1.ChildSa.mode:type_name -> testudo.ipsec.v1.Mode
+	23, // 6: testudo.keymgr.v1.ChildSa.since:type_name -> google.protobuf.Timestamp
+	25, // 7: testudo.keymgr.v1.ChildSa.in:type_name -> testudo.ipsec.v1.SaCounters
+	25, // 8: testudo.keymgr.v1.ChildSa.out:type_name -> testudo.ipsec.v1.SaCounters
 	6,  // 9: testudo.keymgr.v1.ListWorkersResponse.workers:type_name -> testudo.keymgr.v1.Worker
-	19, // 10: testudo.keymgr.v1.Worker.since:type_name -> google.protobuf.Timestamp
-	22, // 11: testudo.keymgr.v1.InitiateRequest.timeout:type_name -> google.protobuf.Duration
+	23, // 10: testudo.keymgr.v1.Worker.since:type_name -> google.protobuf.Timestamp
+	26, // 11: testudo.keymgr.v1.InitiateRequest.timeout:type_name -> google.protobuf.Duration
 	3,  // 12: testudo.keymgr.v1.InitiateResponse.child:type_name -> testudo.keymgr.v1.ChildSa
-	19, // 13: testudo.keymgr.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
-	17, // 14: testudo.keymgr.v1.ExplainFailuresResponse.failures:type_name -> testudo.keymgr.v1.Failure
-	19, // 15: testudo.keymgr.v1.Failure.time:type_name -> google.protobuf.Timestamp
-	18, // 16: testudo.keymgr.v1.Failure.diff:type_name -> testudo.keymgr.v1.TransformDiff
-	0,  // 17: testudo.keymgr.v1.KeyManagerService.ListSas:input_type -> testudo.keymgr.v1.ListSasRequest
-	4,  // 18: testudo.keymgr.v1.KeyManagerService.ListWorkers:input_type -> testudo.keymgr.v1.ListWorkersRequest
-	7,  // 19: testudo.keymgr.v1.KeyManagerService.Initiate:input_type -> testudo.keymgr.v1.InitiateRequest
-	9,  // 20: testudo.keymgr.v1.KeyManagerService.Rekey:input_type -> testudo.keymgr.v1.RekeyRequest
-	11, // 21: testudo.keymgr.v1.KeyManagerService.Terminate:input_type -> testudo.keymgr.v1.TerminateRequest
-	13, // 22: testudo.keymgr.v1.KeyManagerService.Watch:input_type -> testudo.keymgr.v1.WatchRequest
-	15, // 23: testudo.keymgr.v1.KeyManagerService.ExplainFailures:input_type -> testudo.keymgr.v1.ExplainFailuresRequest
-	1,  // 24: testudo.keymgr.v1.KeyManagerService.ListSas:output_type -> testudo.keymgr.v1.ListSasResponse
-	5,  // 25: testudo.keymgr.v1.KeyManagerService.ListWorkers:output_type -> testudo.keymgr.v1.ListWorkersResponse
-	8,  // 26: testudo.keymgr.v1.KeyManagerService.Initiate:output_type -> testudo.keymgr.v1.InitiateResponse
-	10, // 27: testudo.keymgr.v1.KeyManagerService.Rekey:output_type -> testudo.keymgr.v1.RekeyResponse
-	12, // 28: testudo.keymgr.v1.KeyManagerService.Terminate:output_type -> testudo.keymgr.v1.TerminateResponse
-	14, // 29: testudo.keymgr.v1.KeyManagerService.Watch:output_type -> testudo.keymgr.v1.WatchResponse
-	16, // 30: testudo.keymgr.v1.KeyManagerService.ExplainFailures:output_type -> testudo.keymgr.v1.ExplainFailuresResponse
-	24, // [24:31] is the sub-list for method output_type
-	17, // [17:24] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	23, // 13: testudo.keymgr.v1.WatchResponse.time:type_name -> google.protobuf.Timestamp
+	17, // 14: testudo.keymgr.v1.WatchResponse.failure:type_name -> testudo.keymgr.v1.Failure
+	17, // 15: testudo.keymgr.v1.ExplainFailuresResponse.failures:type_name -> testudo.keymgr.v1.Failure
+	23, // 16: testudo.keymgr.v1.Failure.time:type_name -> google.protobuf.Timestamp
+	18, // 17: testudo.keymgr.v1.Failure.diff:type_name -> testudo.keymgr.v1.TransformDiff
+	21, // 18: testudo.keymgr.v1.TraceResponse.traces:type_name -> testudo.keymgr.v1.IkeTrace
+	22, // 19: testudo.keymgr.v1.IkeTrace.steps:type_name -> testudo.keymgr.v1.TraceStep
+	23, // 20: testudo.keymgr.v1.TraceStep.time:type_name -> google.protobuf.Timestamp
+	0,  // 21: testudo.keymgr.v1.KeyManagerService.ListSas:input_type -> testudo.keymgr.v1.ListSasRequest
+	4,  // 22: testudo.keymgr.v1.KeyManagerService.ListWorkers:input_type -> testudo.keymgr.v1.ListWorkersRequest
+	7,  // 23: testudo.keymgr.v1.KeyManagerService.Initiate:input_type -> testudo.keymgr.v1.InitiateRequest
+	9,  // 24: testudo.keymgr.v1.KeyManagerService.Rekey:input_type -> testudo.keymgr.v1.RekeyRequest
+	11, // 25: testudo.keymgr.v1.KeyManagerService.Terminate:input_type -> testudo.keymgr.v1.TerminateRequest
+	13, // 26: testudo.keymgr.v1.KeyManagerService.Watch:input_type -> testudo.keymgr.v1.WatchRequest
+	15, // 27: testudo.keymgr.v1.KeyManagerService.ExplainFailures:input_type -> testudo.keymgr.v1.ExplainFailuresRequest
+	19, // 28: testudo.keymgr.v1.KeyManagerService.Trace:input_type -> testudo.keymgr.v1.TraceRequest
+	1,  // 29: testudo.keymgr.v1.KeyManagerService.ListSas:output_type -> testudo.keymgr.v1.ListSasResponse
+	5,  // 30: testudo.keymgr.v1.KeyManagerService.ListWorkers:output_type -> testudo.keymgr.v1.ListWorkersResponse
+	8,  // 31: testudo.keymgr.v1.KeyManagerService.Initiate:output_type -> testudo.keymgr.v1.InitiateResponse
+	10, // 32: testudo.keymgr.v1.KeyManagerService.Rekey:output_type -> testudo.keymgr.v1.RekeyResponse
+	12, // 33: testudo.keymgr.v1.KeyManagerService.Terminate:output_type -> testudo.keymgr.v1.TerminateResponse
+	14, // 34: testudo.keymgr.v1.KeyManagerService.Watch:output_type -> testudo.keymgr.v1.WatchResponse
+	16, // 35: testudo.keymgr.v1.KeyManagerService.ExplainFailures:output_type -> testudo.keymgr.v1.ExplainFailuresResponse
+	20, // 36: testudo.keymgr.v1.KeyManagerService.Trace:output_type -> testudo.keymgr.v1.TraceResponse
+	29, // [29:37] is the sub-list for method output_type
+	21, // [21:29] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_testudo_keymgr_v1_key_manager_proto_init() }
@@ -1821,7 +2165,7 @@ func file_testudo_keymgr_v1_key_manager_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_testudo_keymgr_v1_key_manager_proto_rawDesc), len(file_testudo_keymgr_v1_key_manager_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	KeyManagerService_Terminate_FullMethodName       = "/testudo.keymgr.v1.KeyManagerService/Terminate"
 	KeyManagerService_Watch_FullMethodName           = "/testudo.keymgr.v1.KeyManagerService/Watch"
 	KeyManagerService_ExplainFailures_FullMethodName = "/testudo.keymgr.v1.KeyManagerService/ExplainFailures"
+	KeyManagerService_Trace_FullMethodName           = "/testudo.keymgr.v1.KeyManagerService/Trace"
 )
 
 // KeyManagerServiceClient is the client API for KeyManagerService service.
@@ -50,6 +51,8 @@ type KeyManagerServiceClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// ExplainFailures tells why negotiations with a peer came to nothing.
 	ExplainFailures(ctx context.Context, in *ExplainFailuresRequest, opts ...grpc.CallOption) (*ExplainFailuresResponse, error)
+	// Trace tells what is remembered of IKE SAs, exchange by exchange.
+	Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceResponse, error)
 }
 
 type keyManagerServiceClient struct {
@@ -139,6 +142,16 @@ func (c *keyManagerServiceClient) ExplainFailures(ctx context.Context, in *Expla
 	return out, nil
 }
 
+func (c *keyManagerServiceClient) Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TraceResponse)
+	err := c.cc.Invoke(ctx, KeyManagerService_Trace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyManagerServiceServer is the server API for KeyManagerService service.
 // All implementations must embed UnimplementedKeyManagerServiceServer
 // for forward compatibility.
@@ -159,6 +172,8 @@ type KeyManagerServiceServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// ExplainFailures tells why negotiations with a peer came to nothing.
 	ExplainFailures(context.Context, *ExplainFailuresRequest) (*ExplainFailuresResponse, error)
+	// Trace tells what is remembered of IKE SAs, exchange by exchange.
+	Trace(context.Context, *TraceRequest) (*TraceResponse, error)
 	mustEmbedUnimplementedKeyManagerServiceServer()
 }
 
@@ -189,6 +204,9 @@ func (UnimplementedKeyManagerServiceServer) Watch(*WatchRequest, grpc.ServerStre
 }
 func (UnimplementedKeyManagerServiceServer) ExplainFailures(context.Context, *ExplainFailuresRequest) (*ExplainFailuresResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainFailures not implemented")
+}
+func (UnimplementedKeyManagerServiceServer) Trace(context.Context, *TraceRequest) (*TraceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Trace not implemented")
 }
 func (UnimplementedKeyManagerServiceServer) mustEmbedUnimplementedKeyManagerServiceServer() {}
 func (UnimplementedKeyManagerServiceServer) testEmbeddedByValue()                           {}
@@ -330,6 +348,24 @@ func _KeyManagerService_ExplainFailures_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyManagerService_Trace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TraceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagerServiceServer).Trace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagerService_Trace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagerServiceServer).Trace(ctx, req.(*TraceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyManagerService_ServiceDesc is the grpc.ServiceDesc for KeyManagerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -360,6 +396,10 @@ var KeyManagerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExplainFailures",
 			Handler:    _KeyManagerService_ExplainFailures_Handler,
+		},
+		{
+			MethodName: "Trace",
+			Handler:    _KeyManagerService_Trace_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
