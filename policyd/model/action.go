@@ -37,6 +37,9 @@ const maxReplayWindow = 8192
 // replayWords is the grain of a window: workers keep it in words of 64 bits.
 const replayWords = 64
 
+// maxResources is as many queues as a worker can have.
+const maxResources = 64
+
 // DefaultSecurity is what a secure action offers when it lists nothing.
 var DefaultSecurity = []ipsec.Proposal{mustESP("aes128gcm16"), mustESP("aes256gcm16")}
 
@@ -111,6 +114,9 @@ func readFilterAction(v value, m Meta) *FilterAction {
 				v.fail("got %s, want a multiple of %d", v.got(), replayWords)
 			}
 			t.ReplayWindow = uint32(n)
+		}),
+		secure("perResource", func(v value) {
+			t.Resources = uint32(v.number("a number of CHILD SAs beside the first", 0, maxResources))
 		}),
 		secure("forceEncap", func(v value) {
 			if t.ForceEncap = v.boolean(); t.ForceEncap {

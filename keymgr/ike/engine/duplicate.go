@@ -31,7 +31,7 @@ func (n *node) dropDuplicates(rule string) {
 	})
 	for i, r := range refs {
 		same := func(k childRef) bool {
-			return k.child.Mode == r.child.Mode && k.cell.peer == r.cell.peer && slices.Equal(k.child.Selectors, r.child.Selectors)
+			return k.child.Mode == r.child.Mode && k.child.Resource == r.child.Resource && k.cell.peer == r.cell.peer && slices.Equal(k.child.Selectors, r.child.Selectors)
 		}
 		if !slices.ContainsFunc(refs[:i], same) {
 			continue

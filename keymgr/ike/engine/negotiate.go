@@ -299,7 +299,7 @@ func (n *node) childUp(c *cell, ch ike.Child) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.retries, ch.Rule)
-	if t := n.talks[ch.Rule]; t != nil {
+	if t := n.talks[ch.Rule]; t != nil && ch.Resource == 0 {
 		// Whoever started it, the rule has an SA now. A machine that still
 		// negotiates another one is left alone: see dropDuplicates.
 		n.closeTalk(ch.Rule, t)

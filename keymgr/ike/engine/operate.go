@@ -133,7 +133,7 @@ func (n *node) initiate(rule string, done chan<- outcome) (child ike.Child, up b
 	defer n.mu.Unlock()
 	newest := childRef{}
 	for _, r := range n.children[rule] {
-		if r.since.After(newest.since) {
+		if r.child.Resource == 0 && r.since.After(newest.since) {
 			newest = r
 		}
 	}

@@ -22,6 +22,18 @@ func Deliverable(a, b *Host) error {
 	return received(a, b, out)
 }
 
+// Complete is Deliverable for all of a's outbound SAs.
+func Complete(a, b *Host) error {
+	for i := range a.SAs {
+		if a.SAs[i].Direction == ipsec.Outbound {
+			if err := received(a, b, &a.SAs[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Reachable is Deliverable for any of a's outbound SAs.
 func Reachable(a, b *Host) error {
 	err := fmt.Errorf("%s has no outbound SA", a.Name)

@@ -26,6 +26,7 @@ type Side struct {
 	DPD       time.Duration
 	Encap     bool // forced
 	AnyRemote bool // the peer may come from any address
+	Resources uint32
 	Mobike    bool
 }
 
@@ -47,7 +48,7 @@ func Pair(tb testing.TB, seed uint64, change func(web, db *Side)) (n *Net, web, 
 }
 
 func (s Side) policy(tb testing.TB, node, local, remote string) *ipsec.NodePolicy {
-	t := &ipsec.Template{Mode: s.Mode, PFS: s.PFS, Lifetime: s.Child, ReplayWindow: 1024}
+	t := &ipsec.Template{Mode: s.Mode, PFS: s.PFS, Lifetime: s.Child, ReplayWindow: 1024, Resources: s.Resources}
 	for _, e := range s.ESP {
 		t.Proposals = append(t.Proposals, parse(tb, ipsec.ProtocolESP, e))
 	}

@@ -30,7 +30,9 @@ type child struct {
 	asked    []asked   // until the worker has answered: saved.go
 	inAsked  bool      // the worker may have it
 	outAsked bool
-	reported bool // ChildUp
+	reported bool      // ChildUp
+	fills    bool      // this end makes those for the queues beside it (resource.go)
+	outAt    time.Time // when the outbound SA of a queue is installed
 	rekeyAt  time.Time
 	dieAt    time.Time
 }
@@ -92,7 +94,7 @@ func (m *Machine) newChild(n *negotiation, shared ipsec.Secret) (uint64, error) 
 	life := m.jitter(t.Lifetime)
 	sa := ipsec.SA{
 		Protocol: n.suite.Protocol, Mode: n.mode, Local: m.path.Local.Addr(), Remote: m.path.Remote.Addr(), Encap: m.udpEncap(),
-		Suite: n.suite, Selectors: c.Selectors, Lifetime: life, Rule: n.rule.Name, Peer: m.peer.Name, Child: c.ID,
+		Suite: n.suite, Selectors: c.Selectors, Lifetime: life, Rule: n.rule.Name, Peer: m.peer.Name, Child: c.ID, Resource: n.resource,
 	}
 	in, out := sa, sa
 	in.ID, in.Direction, in.SPI, in.EncrKey, in.IntegKey, in.ReplayWindow = c.In, ipsec.Inbound, n.spi, inEncr, inInteg, t.ReplayWindow
@@ -115,7 +117,9 @@ func (m *Machine) describe(n *negotiation) *child {
 	c := &child{protocol: n.suite.Protocol, replaces: n.replaces, Child: ike.Child{
 		ID: m.nextID(), Rule: n.rule.Name, Suite: n.suite, Mode: n.mode, Encap: m.nat.encap(), Selectors: n.selectors,
 		In: ipsec.SAID(m.nextID()), Out: ipsec.SAID(m.nextID()), SPIIn: n.spi, SPIOut: n.peerSPI, Since: m.now, Rekeyed: n.rekeyed,
+		Resource: n.resource,
 	}}
+	c.fills = n.fills
 	m.children = append(m.children, c)
 	n.child = c
 	return c
@@ -147,6 +151,7 @@ func (m *Machine) installOut(c *child) uint64 {
 func (m *Machine) up(c *child) {
 	c.state, c.reported = childUp, true
 	m.emit(ike.ChildUp{Child: c.Child})
+	m.fill(c)
 }
 
 // removeOut takes the outbound SA out of the worker.
@@ -173,7 +178,7 @@ func (m *Machine) dropChild(c *child, why string) {
 	if c.reported {
 		m.emit(ike.ChildDown{Child: c.ID, Why: why})
 	}
-	c.state, c.out, c.wait = childGone, nil, 0
+	c.state, c.out, c.wait, c.outAt = childGone, nil, 0, time.Time{}
 	for i, x := range m.children {
 		if x == c {
 			m.children = append(m.children[:i:i], m.children[i+1:]...)

@@ -40,6 +40,9 @@ type negotiation struct {
 	mode      ipsec.Mode
 	replaces  uint64 // the CHILD SA that it rekeys
 	rekeyed   uint32 // how many rekeys led to it, this one included
+	resource  uint32 // the queue it is for
+	fills     bool   // resource.go
+	spreads   bool   // the peer sent SA_RESOURCE_INFO
 	old       ipsec.SPI
 
 	oldProtocol ipsec.Protocol
@@ -75,6 +78,9 @@ func (n *negotiation) payloads() []wire.Payload {
 	}
 	if n.mode == ipsec.ModeTransport {
 		ps = append(ps, &wire.Notify{Message: wire.UseTransportMode})
+	}
+	if n.rule.Template.Resources > 0 && (n.initiator || n.spreads) {
+		ps = append(ps, resourceInfo(n.resource))
 	}
 	if slices.ContainsFunc(n.sa.Proposals, func(p wire.Proposal) bool { return p.Protocol == wire.ProtocolID(ipsec.ProtocolESP) }) {
 		// We do not strip traffic flow confidentiality padding (RFC 7296 §1.3.1).
@@ -130,6 +136,10 @@ func (m *Machine) startChild() {
 		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, fmt.Sprintf("the IKE SA has %d CHILD SAs, which is the bound", maxChildren), "use wider selectors"))
 		return
 	}
+	if t.resource != 0 && (m.fallback(t.rule) == nil || m.hasResource(t.rule, t.resource)) {
+		m.task = nil // it has become pointless
+		return
+	}
 	n, err := m.propose(t.rule, t.packet, true)
 	if err != nil {
 		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, err.Error(), adviceFor(err)))
@@ -137,6 +147,9 @@ func (m *Machine) startChild() {
 	}
 	if old := m.childByID(t.child); t.kind == taskRekeyChild {
 		n.replaces, n.rekeyed, n.old, n.oldProtocol = old.ID, old.Rekeyed+1, old.SPIIn, old.protocol
+		n.resource, n.fills = old.Resource, old.fills
+	} else {
+		n.resource = t.resource
 	}
 	t.nego = n
 	if n.method == ipsec.KENone {
@@ -193,6 +206,9 @@ func (m *Machine) childAnswered(msg *message) {
 		return
 	}
 	n.suite, n.peerSPI = c.suite, ipsec.SPI(binary.BigEndian.Uint32(c.proposal.SPI))
+	if n.replaces == 0 && n.resource == 0 {
+		n.fills = n.rule.Template.Resources > 0 && msg.notify(wire.SAResourceInfo) != nil
+	}
 	transport := msg.notify(wire.UseTransportMode) != nil
 	if transport != (n.mode == ipsec.ModeTransport) {
 		// RFC 7296 §1.3.1: "If this is unacceptable to the initiator, the
@@ -293,6 +309,11 @@ func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
 			return
 		}
 		m.task = t
+	case wire.TSMaxQueue, wire.NoAdditionalSAs:
+		if t.resource != 0 {
+			m.resourceRefused(refusal.Message)
+			return
+		}
 	case wire.ChildSANotFound:
 		old := m.childByID(n.replaces)
 		m.task = nil
@@ -300,7 +321,7 @@ func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
 			// RFC 7296 §2.25.1: "it SHOULD silently delete the Child SA and send
 			// a request to create a new Child SA from scratch".
 			m.dropChild(old, refusal.Message.String())
-			m.enqueue(task{kind: taskNewChild, rule: n.rule.Name})
+			m.enqueue(task{kind: taskNewChild, rule: n.rule.Name, resource: n.resource})
 		}
 		return
 	}
@@ -322,6 +343,9 @@ func (m *Machine) childFailed(f ike.Failure) {
 	t := m.task
 	m.task = nil
 	t.half.wipe()
+	if t.resource != 0 {
+		f.Rule = fmt.Sprintf("%s queue %d", t.rule, t.resource-1) // the rule itself has its SA
+	}
 	m.emit(ike.Failed{Failure: f})
 	if old := m.childByID(t.child); t.kind == taskRekeyChild && old != nil {
 		old.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause))
@@ -374,7 +398,7 @@ func (m *Machine) serveChild(msg *message) {
 			m.refuseChild(refusal, nil)
 			return
 		}
-		n.replaces, n.rekeyed = old.ID, old.Rekeyed+1
+		n.replaces, n.rekeyed, n.resource, n.fills = old.ID, old.Rekeyed+1, old.Resource, old.fills
 		n.rule.Name = old.Rule
 	}
 	if n.replaces == 0 && len(m.children) >= maxChildren {
@@ -388,6 +412,11 @@ func (m *Machine) serveChild(msg *message) {
 		m.refuseChild(&wire.Notify{Message: wire.TSUnacceptable}, &f)
 		return
 	}
+	if !m.takesResource(n, msg) {
+		m.refuseChild(&wire.Notify{Message: wire.TSMaxQueue}, nil)
+		return
+	}
+	n.spreads = msg.notify(wire.SAResourceInfo) != nil
 	n.selectors = pairs(n.local, n.remote)
 	n.mode = n.rule.Template.Mode
 	if n.mode == ipsec.ModeTransport && msg.notify(wire.UseTransportMode) == nil {
@@ -483,6 +512,10 @@ func (m *Machine) answerChild(err error) {
 	}
 	if m.childByID(n.replaces) != nil {
 		c.state = childHeld // we go on sending on the old one until its delete arrives: answerDelete
+		return
+	}
+	if n.resource != 0 {
+		c.outAt = m.now.Add(settleTime)
 		return
 	}
 	c.wait = m.installOut(c)

@@ -33,6 +33,8 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 	for _, c := range m.children {
 		if !m.keeps(c) {
 			m.deleteChild(c.ID, "the policy has changed: rule "+c.Rule)
+		} else {
+			m.fill(c)
 		}
 	}
 }
@@ -40,7 +42,7 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 // keeps reports whether a CHILD SA is still what its rule asks for.
 func (m *Machine) keeps(c *child) bool {
 	r, ok := m.ruleOf(c.Rule)
-	if !ok || r.Template.Mode != c.Mode {
+	if !ok || r.Template.Mode != c.Mode || c.Resource > r.Template.Resources {
 		return false
 	}
 	for _, s := range c.Selectors {

@@ -75,7 +75,7 @@ func (m *Machine) resumable() *Machine {
 	}
 	switch t.phase {
 	case phaseNew, phaseKey:
-		again := task{kind: t.kind, rule: t.rule, packet: t.packet, child: t.child, why: t.why, tries: t.tries}
+		again := task{kind: t.kind, rule: t.rule, packet: t.packet, resource: t.resource, child: t.child, why: t.why, tries: t.tries}
 		s.task, s.queue = nil, append([]task{again}, m.queue...)
 		return &s
 	case phaseShared:
@@ -221,6 +221,8 @@ func (x *child) archive(c *archive.Coder) {
 	for _, b := range []*bool{&x.inAsked, &x.outAsked, &x.reported} {
 		c.Bool(b)
 	}
+	c.Bool(&x.fills)
+	c.Time(&x.outAt)
 	c.Time(&x.rekeyAt)
 	c.Time(&x.dieAt)
 }
@@ -230,6 +232,7 @@ func (t *task) archiveWaiting(c *archive.Coder) {
 	archive.Num(c, &t.kind)
 	c.String(&t.rule)
 	archive.Ptr(c, &t.packet, archive.Flow)
+	archive.Num(c, &t.resource)
 	archive.Num(c, &t.child)
 	c.String(&t.why)
 	c.Time(&t.notBefore)
@@ -300,6 +303,9 @@ func (n *negotiation) archive(c *archive.Coder, m *Machine) {
 	archive.Num(c, &n.mode)
 	archive.Num(c, &n.replaces)
 	archive.Num(c, &n.rekeyed)
+	archive.Num(c, &n.resource)
+	c.Bool(&n.fills)
+	c.Bool(&n.spreads)
 	archive.Num(c, &n.old)
 	archive.Num(c, &n.oldProtocol)
 	archive.Slice(c, &n.proposals, maxChildren, archive.Proposal)

@@ -45,6 +45,7 @@ type task struct {
 	kind      taskKind
 	rule      string      // taskConnect, taskNewChild
 	packet    *ipsec.Flow // the same: what raised the acquire
+	resource  uint32      // taskNewChild: the queue it is for (resource.go)
 	child     uint64      // taskRekeyChild, taskDeleteChild
 	why       string      // deletes
 	path      ike.Path    // mobike.go: where the request was sent
@@ -74,7 +75,9 @@ type task struct {
 
 // enqueue adds a task unless the same one waits or runs.
 func (m *Machine) enqueue(t task) {
-	same := func(o *task) bool { return o.kind == t.kind && o.rule == t.rule && o.child == t.child }
+	same := func(o *task) bool {
+		return o.kind == t.kind && o.rule == t.rule && o.child == t.child && o.resource == t.resource
+	}
 	if m.task != nil && same(m.task) {
 		return
 	}
@@ -182,7 +185,7 @@ func (m *Machine) postpone() bool {
 	if kind == taskConnect {
 		kind = taskNewChild // only its CHILD SA is left to do
 	}
-	m.queue = append(m.queue, task{kind: kind, rule: t.rule, packet: t.packet, child: t.child, why: t.why, tries: t.tries,
+	m.queue = append(m.queue, task{kind: kind, rule: t.rule, packet: t.packet, resource: t.resource, child: t.child, why: t.why, tries: t.tries,
 		notBefore: m.now.Add(pause/2 + m.below(pause))})
 	return true
 }
@@ -203,7 +206,7 @@ func (m *Machine) createChild(ev ike.CreateChild) {
 	case stateConnecting:
 	case stateEstablished:
 		for _, c := range m.children {
-			if c.state == childUp && c.Rule == ev.Rule && c.carries(ev.Packet) {
+			if c.state == childUp && c.Rule == ev.Rule && c.Resource == 0 && c.carries(ev.Packet) {
 				m.emit(ike.ChildUp{Child: c.Child}) // the acquire crossed it
 				return
 			}

@@ -25,6 +25,7 @@ func (m *Machine) Deadline() time.Time {
 		at(m.rekeyAt)
 		at(m.livenessAt())
 		for _, c := range m.children {
+			at(c.outAt)
 			at(c.rekeyAt)
 			at(c.dieAt)
 		}
@@ -83,6 +84,7 @@ func (m *Machine) tick() {
 		m.retransmit()
 	}
 	m.tickDrains()
+	m.settle()
 	m.expireFragments()
 	if m.state != stateEstablished {
 		return

@@ -31,6 +31,7 @@ const (
 	UnexpectedNATDetected      NotifyType = 41
 	TemporaryFailure           NotifyType = 43
 	ChildSANotFound            NotifyType = 44
+	TSMaxQueue                 NotifyType = 48 // RFC 9611
 
 	InitialContact            NotifyType = 16384
 	SetWindowSize             NotifyType = 16385
@@ -53,6 +54,7 @@ const (
 	NoNATsAllowed             NotifyType = 16402
 
 	IKEv2FragmentationSupported NotifyType = 16430 // RFC 7383
+	SAResourceInfo              NotifyType = 16444 // RFC 9611
 )
 
 // IsError reports an error type (RFC 7296 §3.10.1).
