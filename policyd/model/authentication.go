@@ -134,7 +134,11 @@ func readCertificate(v value) *ipsec.CertificateAuth {
 	v.mapping(
 		key{"trust", false, func(v value) { c.Trust = readTrust(v) }},
 		key{"credential", false, func(v value) {
-			c.Credential, _ = readRef(v, "a reference to a key and its certificates: file:name (name.pem and name-key.pem) or vault:mount/role; {node} and {identity} stand for the node's", true)
+			const what = "a reference to a key and its certificates: file:name (name.pem and name-key.pem) or vault:mount/role#name; {node} and {identity} stand for the node's"
+			c.Credential, _ = readRef(v, what, true)
+			if strings.HasPrefix(c.Credential, "vault:") && !strings.Contains(c.Credential, "#") {
+				v.want("%s; Vault signs a certificate for the names after #, such as vault:pki/ike#{identity}", what)
+			}
 		}},
 		key{"peerIdentity", false, func(v value) {
 			if s := v.text("a pattern such as *.fleet.example"); s != "" {

@@ -15,9 +15,19 @@ import (
 func pkiCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pki",
-		Short: "Make certificates for mutual TLS between the services (development)",
+		Short: "Make certificates: for IKE between hosts, for mutual TLS between the services",
+		Long: `pki makes certificates of two kinds, each with an authority of its own.
+
+For IKE, by which hosts prove themselves to each other (certificate
+authentication in policy): ike-ca, ike, ike-crl.
+
+For mutual TLS between policyd, keymgrd, workers and operators, when they do not
+share a host: init, issue.
+
+Both are for development and small installations. Larger ones have an authority
+already, or use Vault's PKI (vault: references).`,
 	}
-	cmd.AddCommand(pkiInit(), pkiIssue())
+	cmd.AddCommand(pkiIKECA(), pkiIKE(), pkiIKECRL(), pkiInit(), pkiIssue())
 	return cmd
 }
 

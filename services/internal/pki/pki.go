@@ -1,9 +1,11 @@
-// Package pki makes a certificate authority and service certificates for
-// development and small installations, so that nobody runs without mutual TLS
-// for want of one.
+// Package pki makes certificates for development and small installations: an
+// authority and certificates for mutual TLS between the services (CA), and another
+// authority and certificates for IKE between the hosts (IKECA), so that nobody runs
+// without for want of one.
 package pki
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -154,7 +156,7 @@ func template(cn string, life time.Duration) (*x509.Certificate, error) {
 	}, nil
 }
 
-func write(dir, file string, der []byte, key *ecdsa.PrivateKey) error {
+func write(dir, file string, der []byte, key crypto.Signer) error {
 	kd, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return err
