@@ -15,9 +15,17 @@ const (
 	TransformINTEG TransformType = 3
 	TransformKE    TransformType = 4 // "Diffie-Hellman group" in RFC 7296, "Key Exchange Method" since RFC 9370
 	TransformESN   TransformType = 5
+	TransformADDKE TransformType = 6 // to 12: Additional Key Exchange 1 to 7 (RFC 9370 §4.1)
 )
 
-var transformTypeNames = [...]string{1: "ENCR", 2: "PRF", 3: "INTEG", 4: "KE", 5: "ESN"}
+// MaxADDKE is how many additional key exchanges an SA may have.
+const MaxADDKE = 7
+
+// AdditionalKE reports one of the seven types of additional key exchanges.
+func (t TransformType) AdditionalKE() bool { return t >= TransformADDKE && t < TransformADDKE+MaxADDKE }
+
+var transformTypeNames = [...]string{1: "ENCR", 2: "PRF", 3: "INTEG", 4: "KE", 5: "ESN",
+	6: "ADDKE1", 7: "ADDKE2", 8: "ADDKE3", 9: "ADDKE4", 10: "ADDKE5", 11: "ADDKE6", 12: "ADDKE7"}
 
 func (t TransformType) String() string {
 	if t >= 1 && int(t) < len(transformTypeNames) {
@@ -222,21 +230,44 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformKE, KEMODP2048, 0}, Name: "modp2048", Standing: StandingMust, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMODP3072, 0}, Name: "modp3072", Standing: StandingMay, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMODP4096, 0}, Name: "modp4096", Standing: StandingMay, Use: UseIKE | UseESP},
+	// draft-ietf-ipsecme-ikev2-mlkem. FIPS 203 recommends ML-KEM-768 as the default.
+	{Transform: Transform{TransformKE, KEMLKEM768, 0}, Name: "mlkem768", Standing: StandingMay, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMLKEM1024, 0}, Name: "mlkem1024", Standing: StandingMay, Use: UseIKE | UseESP},
 
 	// Extended sequence numbers.
 	{Transform: Transform{TransformESN, ESNYes, 0}, Name: "esn", Standing: StandingMust, Use: UseESP | UseAH},
 	{Transform: Transform{TransformESN, ESNNo, 0}, Name: "noesn", Standing: StandingMust, Use: UseESP | UseAH},
 }
 
-// Both indexes hold pointers into the table, so a lookup allocates nothing.
+// additional are the key exchange methods once more, as each of the additional
+// ones: ke1_mlkem768, as strongSwan writes it.
+var additional []Algorithm
+
+// Both indexes hold pointers into the tables, so a lookup allocates nothing.
 var (
 	algorithmByTransform = map[Transform]*Algorithm{}
 	algorithmByName      = map[string]*Algorithm{}
 )
 
 func init() {
-	for i := range algorithms {
-		a := &algorithms[i]
+	for _, a := range algorithms {
+		for n := TransformType(0); a.Type == TransformKE && n < MaxADDKE; n++ {
+			x := a
+			x.Transform.Type, x.Aliases = TransformADDKE+n, nil
+			for _, name := range append([]string{a.Name}, a.Aliases...) {
+				x.Aliases = append(x.Aliases, fmt.Sprintf("ke%d_%s", n+1, name))
+			}
+			x.Name, x.Aliases = x.Aliases[0], x.Aliases[1:]
+			additional = append(additional, x)
+		}
+	}
+	index(algorithms)
+	index(additional)
+}
+
+func index(rows []Algorithm) {
+	for i := range rows {
+		a := &rows[i]
 		algorithmByTransform[a.Transform] = a
 		for _, n := range append([]string{a.Name}, a.Aliases...) {
 			if _, dup := algorithmByName[n]; dup {
@@ -252,6 +283,11 @@ func init() {
 func LookupAlgorithm(t Transform) (*Algorithm, bool) {
 	a, ok := algorithmByTransform[t]
 	return a, ok
+}
+
+// PostQuantum reports a key exchange that a quantum computer is not known to break.
+func (t Transform) PostQuantum() bool {
+	return (t.Type == TransformKE || t.Type.AdditionalKE()) && (t.ID == KEMLKEM512 || t.ID == KEMLKEM768 || t.ID == KEMLKEM1024)
 }
 
 // AlgorithmByName finds a row by the name or an alias, in any case.

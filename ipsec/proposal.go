@@ -57,7 +57,8 @@ func (p Proposal) String() string {
 
 // ParseProposal reads a suite such as "aes256gcm16-prfsha256-x25519" (IKE) or
 // "aes128gcm16-x25519-esn" (ESP). Several algorithms of one type are
-// alternatives. What is left out is filled in: an IKE suite without a PRF takes
+// alternatives. An additional key exchange (RFC 9370) is a word such as
+// ke1_mlkem768. What is left out is filled in: an IKE suite without a PRF takes
 // the PRF of its integrity algorithm; an ESP or AH suite without esn or noesn
 // offers both, ESN first.
 func ParseProposal(proto Protocol, s string) (Proposal, error) {
@@ -137,6 +138,9 @@ func (p Proposal) Validate() error {
 	case aead == 0 && integ == 0:
 		return fmt.Errorf("a cipher without integrity protection is not allowed, got %s; add one such as sha256", p)
 	}
+	if err := p.validateKE(); err != nil {
+		return err
+	}
 	if p.Protocol == ProtocolIKE {
 		if len(p.OfType(TransformPRF)) == 0 {
 			return fmt.Errorf("an IKE suite needs a PRF such as prfsha256, got %s", p)
@@ -148,6 +152,43 @@ func (p Proposal) Validate() error {
 	return nil
 }
 
+// validateKE checks additional key exchanges (RFC 9370 §2.2.1): they come after a
+// first one, and no method is done twice. A method is under one type only, so
+// that no choice of the peer's repeats one.
+func (p Proposal) validateKE() error {
+	ke := p.OfType(TransformKE)
+	under := map[uint16]TransformType{}
+	for _, t := range p.Transforms {
+		if t.Type != TransformKE && !t.Type.AdditionalKE() || t.ID == KENone {
+			continue
+		}
+		if other, ok := under[t.ID]; ok && other != t.Type {
+			return fmt.Errorf("key exchange %s is under %s and %s, want it once, got %s", Transform{TransformKE, t.ID, 0}, other, t.Type, p)
+		}
+		under[t.ID] = t.Type
+		switch {
+		case t.Type.AdditionalKE() && (len(ke) == 0 || slices.ContainsFunc(ke, func(k Transform) bool { return k.ID == KENone })):
+			return fmt.Errorf("%s needs a first key exchange such as x25519, got %s", t, p)
+		case t.Type == TransformKE && p.Protocol == ProtocolIKE && t.PostQuantum():
+			// IKE_SA_INIT carries the first one, and is never fragmented (RFC 7383 §2.2).
+			return fmt.Errorf("%s is too large for IKE_SA_INIT: write x25519-ke1_%s, got %s", t, t, p)
+		}
+	}
+	return nil
+}
+
+// PostQuantum reports that every suite of the proposal has a key exchange that a
+// quantum computer is not known to break.
+func (p Proposal) PostQuantum() bool {
+	for typ := TransformADDKE; typ.AdditionalKE(); typ++ {
+		of := p.OfType(typ)
+		if len(of) > 0 && !slices.ContainsFunc(of, func(t Transform) bool { return !t.PostQuantum() }) {
+			return true
+		}
+	}
+	return false
+}
+
 // Suite is a chosen proposal: at most one transform of each type. A zero
 // Transform means that the type is absent.
 type Suite struct {
@@ -156,12 +197,36 @@ type Suite struct {
 	Integ    Transform
 	PRF      Transform
 	KE       Transform
+	ADDKE    [MaxADDKE]Transform // additional key exchanges (RFC 9370); their order is that of the types
 	ESN      bool
+}
+
+// Additional are the additional key exchanges, in the order in which they are done.
+func (s Suite) Additional() []Transform {
+	var out []Transform
+	for _, t := range s.ADDKE {
+		if t.ID != KENone {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// KeyExchange is the method of one type, the first or an additional one; KENone
+// for none.
+func (s Suite) KeyExchange(t TransformType) uint16 {
+	switch {
+	case t == TransformKE:
+		return s.KE.ID
+	case t.AdditionalKE():
+		return s.ADDKE[t-TransformADDKE].ID
+	}
+	return KENone
 }
 
 func (s Suite) String() string {
 	var out []string
-	for _, t := range []Transform{s.Encr, s.Integ, s.PRF, s.KE} {
+	for _, t := range append([]Transform{s.Encr, s.Integ, s.PRF, s.KE}, s.ADDKE[:]...) {
 		if t.Type != 0 && (t.ID != 0 || t.Type == TransformENCR) {
 			out = append(out, t.String())
 		}

@@ -35,6 +35,9 @@ func Suite(c *Coder, v *ipsec.Suite) {
 	for _, t := range []*ipsec.Transform{&v.Encr, &v.Integ, &v.PRF, &v.KE} {
 		Transform(c, t)
 	}
+	for i := range v.ADDKE {
+		Transform(c, &v.ADDKE[i])
+	}
 	c.Bool(&v.ESN)
 }
 

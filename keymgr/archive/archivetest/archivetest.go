@@ -42,7 +42,7 @@ func EveryField[T any](t *testing.T, fresh func() *T, again func(*T) (*T, error)
 }
 
 // step leads from a value to a part of it: a field, what a pointer leads to (-1), or
-// the first element of a slice (-2).
+// the first element of a slice (-2) or an array (-3).
 type step int
 
 type leaf struct {
@@ -90,6 +90,8 @@ func (w *walk) value(v reflect.Value, path []step, name string, in []reflect.Typ
 			v = reflect.New(typ.Elem())
 		}
 		w.value(v.Elem(), append(path, -1), name, in)
+	case reflect.Array:
+		w.value(v.Index(0), append(path, -3), name, in)
 	case reflect.Slice:
 		if v.Len() == 0 {
 			v = reflect.MakeSlice(typ, 1, 1)
@@ -126,6 +128,8 @@ func (l leaf) get(v reflect.Value, grow bool) (reflect.Value, bool) {
 				}
 				v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 			}
+			v = v.Index(0)
+		case -3:
 			v = v.Index(0)
 		default:
 			v = open(v.Field(int(s)))

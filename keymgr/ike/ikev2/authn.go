@@ -339,10 +339,11 @@ func (m *Machine) ownID() []byte {
 // signedBy are the octets that one side's AUTH covers.
 func (m *Machine) signedBy(initiator bool, id []byte) []byte {
 	f := m.first
+	octets := suite.SignedOctets(m.prf, f.response, f.ni, m.keys.SKpr, id)
 	if initiator {
-		return suite.SignedOctets(m.prf, f.request, f.nr, m.keys.SKpi, id)
+		octets = suite.SignedOctets(m.prf, f.request, f.nr, m.keys.SKpi, id)
 	}
-	return suite.SignedOctets(m.prf, f.response, f.ni, m.keys.SKpr, id)
+	return append(octets, f.more.signed()...)
 }
 
 // judge checks the peer's AUTH payload in an IKE_AUTH message.

@@ -78,9 +78,13 @@ func (c *child) carries(p *ipsec.Flow) bool {
 
 // newChild makes the pair of SAs of a negotiation that is agreed, and asks the
 // worker for the inbound one. It returns the ID of that effect.
-func (m *Machine) newChild(n *negotiation, shared ipsec.Secret) (uint64, error) {
-	defer shared.Wipe()
-	keys, err := suite.NewChildKeys(m.prf, n.suite, m.keys.SKd, shared, n.ni, n.nr)
+func (m *Machine) newChild(n *negotiation, secrets []ipsec.Secret) (uint64, error) {
+	var first ipsec.Secret
+	var others []ipsec.Secret
+	if len(secrets) > 0 {
+		first, others = secrets[0], secrets[1:]
+	}
+	keys, err := suite.NewChildKeys(m.prf, n.suite, m.keys.SKd, first, n.ni, n.nr, others...)
 	if err != nil {
 		return 0, err
 	}

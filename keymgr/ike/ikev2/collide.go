@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
@@ -94,14 +95,18 @@ func (m *Machine) uncross(n *negotiation) {
 
 // servesRekeyOf reports that the peer's rekey of a CHILD SA is being answered.
 func (m *Machine) servesRekeyOf(c *child) bool {
-	return m.serve != nil && m.serve.child != nil && m.serve.child.replaces == c.ID
+	return m.serve != nil && m.serve.child != nil && m.serve.child.replaces == c.ID ||
+		slices.ContainsFunc(m.followUps, func(f *followUp) bool { return f.child != nil && f.child.replaces == c.ID })
 }
 
-// creating reports a CHILD SA request of ours whose response is still to come:
-// the peer may know an SPI that we do not know yet.
+// creating reports that a CHILD SA of ours is being agreed: the peer may have it
+// already, under an SPI that leads us to nothing yet.
 func (m *Machine) creating() bool {
 	t := m.task
-	return t != nil && t.phase == phaseSent && (t.kind == taskNewChild || t.kind == taskRekeyChild)
+	if t == nil || t.kind != taskNewChild && t.kind != taskRekeyChild {
+		return false
+	}
+	return t.phase == phaseSent || t.phase == phaseShared || t.phase == phaseKey && len(t.secrets) > 0
 }
 
 // remember keeps an SPI that the peer deleted while creating. maxDead bounds what

@@ -216,10 +216,6 @@ func (m *Machine) childAnswered(msg *message) {
 		m.badChild(n.peerSPI, WhyMode, fmt.Sprintf("the rule wants %s mode, and the peer did not agree to it", n.mode))
 		return
 	}
-	if slices.Contains(m.task.dead, n.peerSPI) {
-		m.childFailed(m.childFailure(msg.Exchange, n.rule.Name, WhyClosing, "the peer closed the CHILD SA before it was complete", "look at the peer's log"))
-		return
-	}
 	local, remote := msg.tsi.Selectors, msg.tsr.Selectors
 	if transport && m.nat.local {
 		local = substitute(local, m.path.Local.Addr())
@@ -230,6 +226,10 @@ func (m *Machine) childAnswered(msg *message) {
 	n.selectors = pairs(local, remote)
 	if !within(local, n.local) || !within(remote, n.remote) || len(n.selectors) == 0 {
 		m.badChild(n.peerSPI, wire.TSUnacceptable.String(), fmt.Sprintf("the peer answered with selectors outside of those proposed: %s %s", msg.tsi, msg.tsr))
+		return
+	}
+	if err := m.task.agreed(c.suite, msg); err != nil {
+		m.badChild(n.peerSPI, wire.InvalidSyntax.String(), err.Error())
 		return
 	}
 	switch {
@@ -245,16 +245,22 @@ func (m *Machine) childAnswered(msg *message) {
 // childShared installs what was agreed, as the initiator: inbound first.
 func (m *Machine) childShared(shared ipsec.Secret, err error) {
 	t, n := m.task, m.task.nego
+	secrets := append(t.secrets, shared)
+	defer wipe(secrets)
 	t.half.wipe()
 	if err != nil {
 		m.badChild(n.peerSPI, WhyUnsupported, err.Error()) // RFC 6989 §2.5 at worst
+		return
+	}
+	if slices.Contains(t.dead, n.peerSPI) {
+		m.childFailed(m.childFailure(t.exchange, n.rule.Name, WhyClosing, "the peer closed the CHILD SA before it was complete", "look at the peer's log"))
 		return
 	}
 	if m.lost() {
 		m.redundant(m.describe(n)) // never installed
 		return
 	}
-	id, err := m.newChild(n, shared)
+	id, err := m.newChild(n, secrets)
 	if err != nil {
 		m.badChild(n.peerSPI, WhyUnsupported, err.Error())
 		return
@@ -342,7 +348,7 @@ func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
 func (m *Machine) childFailed(f ike.Failure) {
 	t := m.task
 	m.task = nil
-	t.half.wipe()
+	t.wipe()
 	if t.resource != 0 {
 		f.Rule = fmt.Sprintf("%s queue %d", t.rule, t.resource-1) // the rule itself has its SA
 	}
@@ -372,6 +378,7 @@ func (m *Machine) createChildRequest(msg *message) {
 		m.rekeyIKERequest(msg)
 		return
 	}
+	m.dropFollowUps(ofIKE) // the peer would not ask for this before its rekey is done: it has given it up
 	if msg.tsi == nil || msg.tsr == nil {
 		m.refuse(wire.InvalidSyntax)
 		m.fail(m.failure(msg.Exchange, wire.InvalidSyntax.String(), "a CHILD SA request without traffic selectors", "report this to the maker of the peer's IKE implementation"))
@@ -426,9 +433,9 @@ func (m *Machine) serveChild(msg *message) {
 	}
 	createChild := m.serve.auth == nil
 	n.proposals = m.childProposals(n.rule.Template, createChild)
-	tolerated := ipsec.KENone
+	var tolerated ipsec.Suite
 	if createChild {
-		tolerated = m.suite.KE.ID
+		tolerated = m.suite
 	}
 	c, ok := choose(n.proposals, msg.sa, 4, tolerated)
 	if !ok {
@@ -445,7 +452,7 @@ func (m *Machine) serveChild(msg *message) {
 	n.sa = &wire.SA{Proposals: []wire.Proposal{c.proposal}}
 	if !createChild {
 		n.ni, n.nr = m.first.ni, m.first.nr
-		m.installAnswer(ipsec.Secret{})
+		m.installAnswer(nil)
 		return
 	}
 	n.ni, n.nonce = msg.nonce.Data, m.random(32)
@@ -457,7 +464,7 @@ func (m *Machine) serveChild(msg *message) {
 	}
 	m.cross(n)
 	if n.method == ipsec.KENone {
-		m.installAnswer(ipsec.Secret{})
+		m.installAnswer(nil)
 		return
 	}
 	m.respond(n.method, msg.ke.Data)
@@ -473,13 +480,18 @@ func (m *Machine) answerChildKE(a ike.KeyExchanged) {
 		return
 	}
 	n.public = a.Public
-	m.installAnswer(a.Shared)
+	if methods := methodsOf(n.suite); len(methods) > 0 {
+		m.reply(append(n.payloads(), m.awaitFollowUp(&followUp{methods: methods, secrets: []ipsec.Secret{a.Shared}, child: n}))...)
+		return
+	}
+	m.installAnswer([]ipsec.Secret{a.Shared})
 }
 
 // installAnswer puts the inbound SA in place; the response waits for it, because
 // the peer may send as soon as it has the response.
-func (m *Machine) installAnswer(shared ipsec.Secret) {
-	id, err := m.newChild(m.serve.child, shared)
+func (m *Machine) installAnswer(secrets []ipsec.Secret) {
+	defer wipe(secrets)
+	id, err := m.newChild(m.serve.child, secrets)
 	if err != nil {
 		m.uncross(m.serve.child)
 		f := m.childFailure(m.serve.exchange, m.serve.child.rule.Name, WhyUnsupported, err.Error(), "remove this suite from the rule's action")
@@ -503,6 +515,8 @@ func (m *Machine) answerChild(err error) {
 	}
 	if s.auth != nil {
 		m.answerAuth(n, nil)
+	} else if s.answer != nil {
+		m.reply(s.answer...) // to the last IKE_FOLLOWUP_KE
 	} else {
 		m.reply(n.payloads()...)
 	}

@@ -9,7 +9,8 @@
 //
 // Each exchange is one file with its rows (which payloads a message must and may
 // have, and who handles it) beside the handlers of both roles:
-// ike_sa_init.go, ike_auth.go, create_child.go, rekey_ike.go, informational.go.
+// ike_sa_init.go, intermediate.go, ike_auth.go, create_child.go, rekey_ike.go,
+// followup.go, informational.go.
 // What happens when the two ends want different things at the same time is in
 // collide.go.
 //

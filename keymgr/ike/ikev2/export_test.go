@@ -1,6 +1,10 @@
 package ikev2
 
-import "github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+import (
+	"bytes"
+
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+)
 
 // SealForTest makes a message with this machine's keys.
 func (m *Machine) SealForTest(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) []byte {
@@ -51,4 +55,37 @@ func (m *Machine) HeldFragmentsForTest() (octets, messages int) {
 // message was b.
 func (m *Machine) WithoutHashesForTest(b []byte) {
 	m.first.request, m.task.datagrams, m.first.offer.ours = b, [][]byte{b}, false
+}
+
+// OpenForTest is what is inside of a message or fragment that this machine has sent
+// or is about to receive.
+func (m *Machine) OpenForTest(b []byte, sent bool) (first wire.PayloadType, inner []byte) {
+	_, ps, err := wire.Parse(b)
+	if err != nil {
+		return 0, nil
+	}
+	c := m.rx
+	if sent {
+		c = m.tx
+	}
+	sk := ps[0].(*wire.Encrypted)
+	if inner, err = c.Open(nil, b[:len(b)-len(sk.Body)], sk.Body); err != nil {
+		panic(err)
+	}
+	return sk.Inner, inner
+}
+
+// AuthKeysForTest are SK_pi and SK_pr as they are now.
+func (m *Machine) AuthKeysForTest() (i, r []byte) {
+	return bytes.Clone(m.keys.SKpi.Reveal()), bytes.Clone(m.keys.SKpr.Reveal())
+}
+
+// IntAuthForTest is what AUTH covers besides RFC 7296 §2.15.
+func (m *Machine) IntAuthForTest() []byte { return m.first.more.signed() }
+
+// SendForTest makes a request of this machine, as if it had a task for it.
+func (m *Machine) SendForTest(x wire.ExchangeType, ps ...wire.Payload) []byte {
+	id := m.window.next
+	m.window.next++
+	return m.seal(plainOf(x, id, false, ps))[0]
 }

@@ -77,7 +77,11 @@ func compare(f ike.Failure, ours []ipsec.Proposal, theirs *wire.SA) ike.Failure 
 	for _, o := range ours {
 		f.Ours = append(f.Ours, o.String())
 	}
+	strict := len(ours) > 0 && !slices.ContainsFunc(ours, func(p ipsec.Proposal) bool { return !p.PostQuantum() })
 	if theirs == nil {
+		if strict {
+			f.Detail += "; our policy requires post-quantum key exchange, which it may not do"
+		}
 		return f
 	}
 	best := -1
@@ -106,10 +110,17 @@ func compare(f ike.Failure, ours []ipsec.Proposal, theirs *wire.SA) ike.Failure 
 	}
 	if len(missing) > 0 {
 		f.Detail = "nearest proposals differ in " + strings.Join(missing, " and ")
-		f.Advice = advise(f.Diff)
+		if f.Advice = advise(f.Diff); strict && !slices.ContainsFunc(theirs.Proposals, postQuantum) {
+			f.Detail = "our policy requires post-quantum key exchange, which the peer does not offer: " + f.Detail
+			f.Advice += ", or leave requirePQ out of our policy's keyExchange"
+		}
 		f.Nearest = nearest(ours, f.Diff)
 	}
 	return f
+}
+
+func postQuantum(p wire.Proposal) bool {
+	return slices.ContainsFunc(p.Transforms, func(t wire.Transform) bool { return t.PostQuantum() })
 }
 
 func list(s []string) string {

@@ -126,7 +126,12 @@ func TestEverySuiteNegotiates(t *testing.T) {
 		case ipsec.TransformPRF:
 			ikes = append(ikes, "aes128gcm16-"+a.Name+"-x25519")
 		case ipsec.TransformKE:
-			ikes = append(ikes, "aes128gcm16-prfsha256-"+a.Name)
+			if a.PostQuantum() {
+				ikes = append(ikes, "aes128gcm16-prfsha256-x25519-ke1_"+a.Name)
+				esps = append(esps, "aes128gcm16-x25519-ke3_"+a.Name)
+			} else {
+				ikes = append(ikes, "aes128gcm16-prfsha256-"+a.Name)
+			}
 			esps = append(esps, "aes128gcm16-"+a.Name)
 		}
 	}

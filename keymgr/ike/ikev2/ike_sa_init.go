@@ -42,6 +42,7 @@ type firstContact struct {
 	cookies  int // COOKIE answers followed
 	methods  int // INVALID_KE_PAYLOAD answers followed
 	reply    ike.Path
+	more     intermediate
 	public   []byte // the initiator's half of the key exchange, as the responder has it
 	secrets  []ipsec.Secret
 	offer    authOffer
@@ -79,6 +80,7 @@ func (m *Machine) sendInit(err error) {
 	ps = append(ps, offer(m.peer.Proposals, nil), &wire.KE{Method: m.task.half.Method, Data: m.task.half.Public}, &wire.Nonce{Data: f.ni})
 	ps = append(ps, m.natNotifies(m.spiI, 0, m.path)...)
 	ps = append(ps, fragmentationSupported())
+	ps = append(ps, intermediateSupported(additional(m.peer.Proposals))...)
 	ps = append(ps, m.hashNotify()...)
 	f.request = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, false), ps)
 	m.transmit(wire.IKESAInit, 0, [][]byte{f.request})
@@ -150,7 +152,11 @@ func (m *Machine) initRequest(msg *message) {
 	for _, p := range m.candidates {
 		ours = append(ours, p.Proposals...)
 	}
-	c, ok := choose(ours, msg.sa, 0, ipsec.KENone)
+	theirs := msg.sa
+	if msg.notify(wire.IntermediateExchangeSupported) == nil {
+		theirs = withoutAdditional(theirs)
+	}
+	c, ok := choose(ours, theirs, 0, ipsec.Suite{})
 	if !ok {
 		m.refuseInit(&wire.Notify{Message: wire.NoProposalChosen})
 		f := m.failure(wire.IKESAInit, wire.NoProposalChosen.String(), "none of the peer's IKE proposals is ours", "")
@@ -169,6 +175,7 @@ func (m *Machine) initRequest(msg *message) {
 	m.state = stateConnecting
 	m.spiR = m.newSPI()
 	m.first = &firstContact{ni: msg.nonce.Data, nr: m.random(32), request: msg.raw, answer: &c, reply: msg.path, public: msg.ke.Data}
+	m.first.more.methods = methodsOf(c.suite)
 	m.first.offer.read(msg)
 	for _, p := range m.candidates {
 		m.nat.forced = m.nat.forced || forceEncap(m.policy, p)
@@ -210,6 +217,7 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 	if m.frag.agreed {
 		ps = append(ps, fragmentationSupported())
 	}
+	ps = append(ps, intermediateSupported(len(f.more.methods) > 0)...)
 	ps = append(ps, m.certReq()...)
 	ps = append(ps, m.hashNotify()...)
 	ps = append(ps, m.announce()...)
@@ -263,11 +271,15 @@ func (m *Machine) initResponse(msg *message) {
 	if err == nil && (msg.SPIr == 0 || msg.ke.Method != m.task.half.Method || c.suite.KE.ID != msg.ke.Method) {
 		err = errors.New("the peer's SPI is zero, or its key exchange is not the one asked for")
 	}
+	if err == nil && len(c.suite.Additional()) > 0 && msg.notify(wire.IntermediateExchangeSupported) == nil {
+		err = errNoIntermediate
+	}
 	if err != nil {
 		m.drop(WhyBadInit)
 		return
 	}
 	f.answer, f.nr, f.response = &c, msg.nonce.Data, msg.raw
+	f.more.methods = methodsOf(c.suite)
 	f.offer.read(msg)
 	m.spiR = msg.SPIr
 	m.task.refused = nil
@@ -309,5 +321,5 @@ func (m *Machine) initShared(shared ipsec.Secret, err error) {
 	}
 	m.float()
 	m.window = window{next: 1, expected: 0}
-	m.startAuth()
+	m.nextIntermediate()
 }

@@ -118,6 +118,14 @@ func (m *Machine) keyExchanged(ev ike.KeyExchanged) {
 
 // keyReady goes on with a task whose key pair is there.
 func (m *Machine) keyReady(err error) {
+	switch {
+	case len(m.task.secrets) > 0:
+		m.sendFollowUp(err)
+		return
+	case m.task.kind == taskConnect && m.tx != nil:
+		m.sendIntermediate(err)
+		return
+	}
 	switch m.task.kind {
 	case taskConnect:
 		m.sendInit(err)
@@ -130,8 +138,15 @@ func (m *Machine) keyReady(err error) {
 
 // sharedReady goes on with a task whose shared secret is there.
 func (m *Machine) sharedReady(shared ipsec.Secret, err error) {
+	if err == nil && m.further(shared) {
+		return
+	}
 	switch m.task.kind {
 	case taskConnect:
+		if m.tx != nil {
+			m.intermediateShared(shared, err)
+			return
+		}
 		m.initShared(shared, err)
 	case taskNewChild, taskRekeyChild:
 		m.childShared(shared, err)
@@ -143,6 +158,10 @@ func (m *Machine) sharedReady(shared ipsec.Secret, err error) {
 // publicReady goes on with a request whose key exchange is done.
 func (m *Machine) publicReady(a ike.KeyExchanged) {
 	switch {
+	case m.serve.first:
+		m.answerIntermediate(a)
+	case m.serve.followUp != nil:
+		m.answerFollowUp(a)
 	case m.serve.ike != nil:
 		m.answerRekeyIKE(a)
 	case m.serve.child != nil:

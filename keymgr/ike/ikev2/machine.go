@@ -68,11 +68,12 @@ type Machine struct {
 	announceOnly bool          // send INITIAL_CONTACT
 	restored     bool          // read back after a restart, and no policy has come yet
 
-	window window
-	frag   fragmentation
-	task   *task
-	queue  []task
-	serve  *serve
+	window    window
+	frag      fragmentation
+	task      *task
+	queue     []task
+	serve     *serve
+	followUps []*followUp // what the peer has not finished yet
 
 	children []*child
 	drains   []drain
@@ -264,6 +265,7 @@ func (m *Machine) end(why string) {
 		m.dropChild(m.children[0], why)
 	}
 	m.endDrains()
+	m.dropFollowUps(ofAnything)
 	m.keys.Wipe()
 	m.task, m.serve, m.queue, m.first, m.tx, m.rx = nil, nil, nil, nil, nil, nil
 	m.state = stateGone

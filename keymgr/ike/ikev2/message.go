@@ -19,7 +19,9 @@ type row struct {
 }
 
 // protectedRows are the rows of all exchanges but IKE_SA_INIT.
-func protectedRows() [][]row { return [][]row{ikeAuthRows, createChildRows, informationalRows} }
+func protectedRows() [][]row {
+	return [][]row{intermediateRows, ikeAuthRows, createChildRows, followUpRows, informationalRows}
+}
 
 func findRow(h wire.Header) (row, bool) {
 	for _, rows := range protectedRows() {
@@ -36,7 +38,8 @@ func findRow(h wire.Header) (row, bool) {
 type message struct {
 	wire.Header
 	path     ike.Path
-	raw      []byte // IKE_SA_INIT: the datagram, which AUTH covers
+	content  content // what was inside of SK
+	raw      []byte  // IKE_SA_INIT: the datagram, which AUTH covers
 	sa       *wire.SA
 	ke       *wire.KE
 	nonce    *wire.Nonce

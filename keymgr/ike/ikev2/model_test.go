@@ -97,6 +97,9 @@ func newSchedule(t testing.TB, seed uint64) *schedule {
 			w.PFS, d.PFS = ipsec.KEMODP2048, ipsec.KEMODP2048
 			w.IKE = []string{"aes256-sha256-modp2048"}
 			d.IKE = w.IKE
+		case seed%8 == 3: // several exchanges for each rekey
+			w.IKE, w.ESP = []string{hybridIKE}, []string{hybridESP}
+			d.IKE, d.ESP = w.IKE, w.ESP
 		case seed%10 > 7:
 			s.resources = 1 + uint32(seed%3)
 			w.Resources, d.Resources = s.resources, s.resources

@@ -26,6 +26,7 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 	if m.state != stateEstablished {
 		return
 	}
+	m.dropFollowUps(ofChild) // their rules may have changed: the peer starts over
 	if !allows(p.Proposals, m.suite) {
 		m.terminate("the policy has changed: it does not allow " + m.suite.String() + " with peer " + p.Name)
 		return
@@ -51,7 +52,7 @@ func (m *Machine) keeps(c *child) bool {
 		}
 	}
 	s := c.Suite
-	s.KE = ipsec.Transform{}
+	s.KE, s.ADDKE = ipsec.Transform{}, [ipsec.MaxADDKE]ipsec.Transform{}
 	return allows(childProposals(r.Template, false), s)
 }
 
@@ -72,6 +73,11 @@ func allows(ps []ipsec.Proposal, s ipsec.Suite) bool {
 				want.ID = ipsec.ESNYes
 			}
 			esn = slices.Contains(of, want)
+		}
+		for i, x := range s.ADDKE {
+			if !has(p, ipsec.TransformADDKE+ipsec.TransformType(i), x) {
+				return false
+			}
 		}
 		return p.Protocol == s.Protocol && has(p, ipsec.TransformENCR, s.Encr) && has(p, ipsec.TransformPRF, s.PRF) &&
 			has(p, ipsec.TransformINTEG, s.Integ) && has(p, ipsec.TransformKE, s.KE) && esn

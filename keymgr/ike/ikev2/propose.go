@@ -31,9 +31,9 @@ type choice struct {
 
 // choose picks the first of our proposals that any of theirs satisfies
 // (RFC 7296 §3.3.6): of each type our first transform that they also have.
-// tolerated is a key exchange method that is accepted though we name none: for
-// a peer that wants perfect forward secrecy where our policy does not ask for it.
-func choose(ours []ipsec.Proposal, theirs *wire.SA, spiLen int, tolerated uint16) (choice, bool) {
+// tolerated has the key exchanges that are accepted though we name none: for a
+// peer that wants perfect forward secrecy where our policy does not ask for it.
+func choose(ours []ipsec.Proposal, theirs *wire.SA, spiLen int, tolerated ipsec.Suite) (choice, bool) {
 	for _, o := range ours {
 		for _, t := range theirs.Proposals {
 			if t.Protocol != wire.ProtocolID(o.Protocol) || len(t.SPI) != spiLen {
@@ -47,12 +47,12 @@ func choose(ours []ipsec.Proposal, theirs *wire.SA, spiLen int, tolerated uint16
 	return choice{}, false
 }
 
-func match(o ipsec.Proposal, t wire.Proposal, tolerated uint16) (choice, bool) {
+func match(o ipsec.Proposal, t wire.Proposal, tolerated ipsec.Suite) (choice, bool) {
 	c := choice{suite: ipsec.Suite{Protocol: o.Protocol}, proposal: wire.Proposal{Number: t.Number, Protocol: t.Protocol, SPI: t.SPI}}
 	for _, typ := range typesOf(o, t) {
 		ours := o.OfType(typ)
-		if typ == ipsec.TransformKE && len(ours) == 0 && tolerated != ipsec.KENone {
-			ours = []ipsec.Transform{{Type: typ}, {Type: typ, ID: tolerated}}
+		if also := tolerated.KeyExchange(typ); len(ours) == 0 && also != ipsec.KENone {
+			ours = []ipsec.Transform{{Type: typ}, {Type: typ, ID: also}}
 		}
 		picked, sent, ok := matchType(ours, theirsOf(t, typ))
 		if !ok {
@@ -75,7 +75,15 @@ func match(o ipsec.Proposal, t wire.Proposal, tolerated uint16) (choice, bool) {
 			c.suite.KE = picked
 		case ipsec.TransformESN:
 			c.suite.ESN = picked.ID == ipsec.ESNYes
+		default:
+			if !typ.AdditionalKE() {
+				return choice{}, false
+			}
+			c.suite.ADDKE[typ-ipsec.TransformADDKE] = picked
 		}
+	}
+	if c.suite.KE.ID == ipsec.KENone && len(c.suite.Additional()) > 0 {
+		return choice{}, false // an additional key exchange comes after a first one
 	}
 	return c, true
 }
@@ -157,7 +165,7 @@ func accept(ours []ipsec.Proposal, sa *wire.SA, spiLen int) (choice, error) {
 		}
 		seen[t.Type] = true
 	}
-	c, ok := choose(ours[p.Number-1:p.Number], sa, spiLen, ipsec.KENone)
+	c, ok := choose(ours[p.Number-1:p.Number], sa, spiLen, ipsec.Suite{})
 	if !ok {
 		return choice{}, fmt.Errorf("got %s, which is not part of the proposal offered: %s", p, ours[p.Number-1])
 	}
@@ -187,14 +195,14 @@ func (m *Machine) childProposals(t *ipsec.Template, createChild bool) []ipsec.Pr
 }
 
 // childProposals are a template's proposals as one exchange may use them: in
-// IKE_AUTH without key exchange (RFC 7296 §1.2), in CREATE_CHILD_SA with the
+// IKE_AUTH without key exchanges (RFC 7296 §1.2), in CREATE_CHILD_SA with the
 // methods the proposal names or else the template's PFS.
 func childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
 	var out []ipsec.Proposal
 	for _, p := range t.Proposals {
 		q := ipsec.Proposal{Protocol: p.Protocol}
 		for _, x := range p.Transforms {
-			if x.Type != ipsec.TransformKE || createChild {
+			if x.Type != ipsec.TransformKE && !x.Type.AdditionalKE() || createChild {
 				q.Transforms = append(q.Transforms, x)
 			}
 		}
@@ -207,6 +215,26 @@ func childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
 		out = append(out, q)
 	}
 	return out
+}
+
+// withoutAdditional are the proposals of a peer that we may choose from when it
+// does not do IKE_INTERMEDIATE, without which there is no additional key exchange
+// (RFC 9370 §2.2.1).
+func withoutAdditional(sa *wire.SA) *wire.SA {
+	out := &wire.SA{}
+	for _, p := range sa.Proposals {
+		if !slices.ContainsFunc(p.Transforms, func(t wire.Transform) bool { return t.Type.AdditionalKE() && t.ID != ipsec.KENone }) {
+			out.Proposals = append(out.Proposals, p)
+		}
+	}
+	return out
+}
+
+// additional reports whether any of the proposals has an additional key exchange.
+func additional(ps []ipsec.Proposal) bool {
+	return slices.ContainsFunc(ps, func(p ipsec.Proposal) bool {
+		return slices.ContainsFunc(p.Transforms, func(t ipsec.Transform) bool { return t.Type.AdditionalKE() })
+	})
 }
 
 // firstKE is the method to try first: the first of the first proposal.

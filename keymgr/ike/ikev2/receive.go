@@ -90,7 +90,7 @@ func (m *Machine) datagram(ev ike.Datagram) {
 		m.badMessage(h, ev, err)
 		return
 	}
-	msg.path = ev.Path
+	msg.path, msg.content = ev.Path, c
 	m.heard = m.now
 	m.follow(ev.Path)
 	if !h.Response() {
@@ -100,13 +100,17 @@ func (m *Machine) datagram(ev ike.Datagram) {
 }
 
 // allowed is the list of exchanges by state: before IKE_AUTH has succeeded there
-// is no other exchange, in either direction.
+// is no other exchange but IKE_INTERMEDIATE, as often as agreed, in either direction.
 func (m *Machine) allowed(h wire.Header) bool {
 	switch m.state {
 	case stateConnecting:
-		return h.Exchange == wire.IKEAuth && h.Response() == m.initiator
+		want := wire.IKEAuth
+		if len(m.first.more.methods) > 0 {
+			want = wire.IKEIntermediate
+		}
+		return h.Exchange == want && h.Response() == m.initiator
 	case stateEstablished, stateDeleting, stateReplaced:
-		return h.Exchange != wire.IKEAuth
+		return h.Exchange != wire.IKEAuth && h.Exchange != wire.IKEIntermediate
 	}
 	return false
 }
@@ -142,6 +146,7 @@ func (m *Machine) badMessage(h wire.Header, ev ike.Datagram, err error) {
 // content is what was inside of SK, or of one SKF.
 type content struct {
 	first         wire.PayloadType
+	reserved      byte // of the payload's header, of the first fragment's: zero in our time
 	inner         []byte
 	number, total uint16 // of a fragment, else zero
 }
@@ -163,8 +168,12 @@ func (m *Machine) open(h wire.Header, b []byte) (c content, why string, err erro
 			return content{}, why, nil
 		}
 	}
-	c = content{first: sk.Inner, number: sk.Fragment, total: sk.Total}
-	c.inner, err = m.rx.Open(nil, b[:len(b)-len(sk.Body)], sk.Body)
+	c = content{first: sk.Inner, reserved: b[wire.HeaderLen+1], number: sk.Fragment, total: sk.Total}
+	rx := m.rx
+	if !h.Response() && h.MessageID != m.window.expected && m.window.rx != nil {
+		rx = m.window.rx
+	}
+	c.inner, err = rx.Open(nil, b[:len(b)-len(sk.Body)], sk.Body)
 	if err != nil && !errors.Is(err, suite.ErrPadding) {
 		return content{}, WhyIntegrity, nil
 	}

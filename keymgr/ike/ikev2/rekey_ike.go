@@ -65,7 +65,7 @@ func (m *Machine) sendRekeyIKE(err error) {
 // rekeyIKEFailed reports and tries again later; the old IKE SA goes on.
 func (m *Machine) rekeyIKEFailed(f ike.Failure) {
 	t := m.task
-	t.half.wipe()
+	t.wipe()
 	m.task = nil
 	m.emit(ike.Failed{Failure: f})
 	m.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause))
@@ -85,11 +85,7 @@ func (m *Machine) rekeyIKEResponse(msg *message) {
 		}
 	}
 	if x := msg.refusal(); x != nil {
-		if x.Message == wire.TemporaryFailure && t.crossIKE == nil && m.postpone() {
-			return
-		}
-		m.task = t
-		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, x.Message.String(), "the peer refused to rekey the IKE SA with "+x.Message.String(), "look at the peer's log"))
+		m.rekeyIKERefused(x)
 		return
 	}
 	var c choice
@@ -103,6 +99,9 @@ func (m *Machine) rekeyIKEResponse(msg *message) {
 	if err == nil && binary.BigEndian.Uint64(c.proposal.SPI) == 0 {
 		err = errors.New("the peer's new IKE SPI is zero")
 	}
+	if err == nil {
+		err = t.agreed(c.suite, msg)
+	}
 	if err != nil {
 		// The peer has an IKE SA that we do not: start over.
 		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, wire.NoProposalChosen.String(), err.Error(), "report this to the maker of the peer's IKE implementation"))
@@ -113,19 +112,29 @@ func (m *Machine) rekeyIKEResponse(msg *message) {
 	m.finish(msg.ke.Data)
 }
 
+// rekeyIKERefused takes a refusal, of CREATE_CHILD_SA or what follows it.
+func (m *Machine) rekeyIKERefused(x *wire.Notify) {
+	t := m.task
+	if x.Message == wire.TemporaryFailure && t.crossIKE == nil && m.postpone() {
+		return
+	}
+	m.task = t
+	m.rekeyIKEFailed(m.failure(t.exchange, x.Message.String(), "the peer refused to rekey the IKE SA with "+x.Message.String(), "look at the peer's log"))
+}
+
 // rekeyIKEShared makes the new machine, as the initiator.
 func (m *Machine) rekeyIKEShared(shared ipsec.Secret, err error) {
 	t, n := m.task, m.task.ike
 	var next *Machine
 	if err == nil {
-		next, err = m.successor(true, n, shared)
+		next, err = m.successor(true, n, append(t.secrets, shared))
 	}
 	if err != nil {
 		m.rekeyIKEFailed(m.failure(wire.CreateChildSA, WhyUnsupported, err.Error(), "look at the peer's log"))
 		m.terminate(WhyUnsupported)
 		return
 	}
-	t.half.wipe()
+	t.wipe()
 	m.task = nil
 	x := t.crossIKE
 	if x == nil {
@@ -161,7 +170,7 @@ func (m *Machine) rekeyIKERequest(msg *message) {
 		m.refuse(wire.TemporaryFailure)
 		return
 	}
-	c, ok := choose(m.peer.Proposals, msg.sa, 8, ipsec.KENone)
+	c, ok := choose(m.peer.Proposals, msg.sa, 8, ipsec.Suite{})
 	if !ok {
 		f := m.failure(wire.CreateChildSA, wire.NoProposalChosen.String(), "none of the peer's IKE proposals is ours", "")
 		m.emit(ike.Failed{Failure: compare(f, m.peer.Proposals, msg.sa)})
@@ -178,6 +187,7 @@ func (m *Machine) rekeyIKERequest(msg *message) {
 		m.fail(m.failure(wire.CreateChildSA, wire.InvalidSyntax.String(), "the peer's new IKE SPI is zero", "report this to the maker of the peer's IKE implementation"))
 		return
 	}
+	m.dropFollowUps(ofAnything) // the peer has given them up
 	m.serve.ike = n
 	if t := m.task; t != nil && t.kind == taskRekeyIKE {
 		t.crossIKE = n
@@ -185,20 +195,31 @@ func (m *Machine) rekeyIKERequest(msg *message) {
 	m.respond(c.suite.KE.ID, msg.ke.Data)
 }
 
+// answerRekeyIKE responds to CREATE_CHILD_SA, at once or with follow-ups to come.
 func (m *Machine) answerRekeyIKE(a ike.KeyExchanged) {
 	n := m.serve.ike
-	var next *Machine
-	err := a.Err
-	if err == nil {
-		next, err = m.successor(false, n, a.Shared)
-	}
-	if err != nil {
-		m.refuse(wire.InvalidSyntax)
-		m.fail(m.failure(wire.CreateChildSA, wire.InvalidSyntax.String(), err.Error(), "report this to the maker of the peer's IKE implementation"))
+	if a.Err != nil {
+		m.badKE(wire.CreateChildSA, a.Err)
 		return
 	}
 	n.choice.proposal.SPI = binary.BigEndian.AppendUint64(nil, n.spi)
-	m.reply(&wire.SA{Proposals: []wire.Proposal{n.choice.proposal}}, &wire.Nonce{Data: n.nr}, &wire.KE{Method: n.choice.suite.KE.ID, Data: a.Public})
+	m.serve.answer = []wire.Payload{&wire.SA{Proposals: []wire.Proposal{n.choice.proposal}}, &wire.Nonce{Data: n.nr}, &wire.KE{Method: n.choice.suite.KE.ID, Data: a.Public}}
+	if methods := methodsOf(n.choice.suite); len(methods) > 0 {
+		m.reply(append(m.serve.answer, m.awaitFollowUp(&followUp{methods: methods, secrets: []ipsec.Secret{a.Shared}, ike: n}))...)
+		return
+	}
+	m.completeRekeyIKE([]ipsec.Secret{a.Shared})
+}
+
+// completeRekeyIKE responds when all key exchanges are done.
+func (m *Machine) completeRekeyIKE(secrets []ipsec.Secret) {
+	n := m.serve.ike
+	next, err := m.successor(false, n, secrets)
+	if err != nil {
+		m.badKE(m.serve.exchange, err)
+		return
+	}
+	m.reply(m.serve.answer...)
 	switch t := m.task; {
 	case n.void:
 		m.spawnVoid(next)
@@ -210,7 +231,8 @@ func (m *Machine) answerRekeyIKE(a ike.KeyExchanged) {
 }
 
 // successor makes the machine of the new IKE SA, without CHILD SAs yet.
-func (m *Machine) successor(initiator bool, n *ikeNegotiation, shared ipsec.Secret) (*Machine, error) {
+func (m *Machine) successor(initiator bool, n *ikeNegotiation, secrets []ipsec.Secret) (*Machine, error) {
+	defer wipe(secrets)
 	next := &Machine{
 		env: m.env, policy: m.policy, restored: m.restored, peer: m.peer, secret: m.secret, initiator: initiator,
 		spiI: n.spi, spiR: n.peerSPI, path: m.path, nat: m.nat, localID: m.localID, remoteID: m.remoteID,
@@ -222,8 +244,7 @@ func (m *Machine) successor(initiator bool, n *ikeNegotiation, shared ipsec.Secr
 		next.spiI, next.spiR = n.peerSPI, n.spi
 	}
 	// RFC 7296 §2.18: with the PRF of the old IKE SA.
-	skeyseed := suite.RekeySKEYSEED(m.prf, m.keys.SKd, shared, n.ni, n.nr)
-	shared.Wipe()
+	skeyseed := suite.RekeySKEYSEED(m.prf, m.keys.SKd, secrets[0], n.ni, n.nr, secrets[1:]...)
 	if err := next.keyIKE(n.choice.suite, skeyseed, n.ni, n.nr); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/archive"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
 
 // A machine can be written out and read back, so that an IKE SA outlives its key
@@ -72,6 +73,14 @@ func (m *Machine) resumable() *Machine {
 	}
 	if x := m.serve; x != nil && x.ike != nil && x.ike == t.crossIKE {
 		t.crossIKE = nil
+	}
+	for _, f := range m.followUps { // not saved: the peer starts them over
+		if f.child != nil && f.child == t.crossed {
+			t.crossed = nil
+		}
+		if f.ike != nil && f.ike == t.crossIKE {
+			t.crossIKE = nil
+		}
 	}
 	switch t.phase {
 	case phaseNew, phaseKey:
@@ -256,6 +265,9 @@ func (t *task) archive(c *archive.Coder, m *Machine) {
 	})
 	archive.Slice(c, &t.dead, maxChildren, archive.Num[ipsec.SPI])
 	archive.Ptr(c, &t.crossIKE, func(c *archive.Coder, n *ikeNegotiation) { n.archive(c) })
+	archive.Slice(c, &t.more, ipsec.MaxADDKE, archive.Num[uint16])
+	archive.Slice(c, &t.secrets, ipsec.MaxADDKE+1, (*archive.Coder).Secret)
+	c.Bytes(&t.link)
 	archive.Num(c, &t.exchange)
 	archive.Num(c, &t.id)
 	archivePath(c, &t.path)
@@ -346,6 +358,7 @@ func (n *ikeNegotiation) archive(c *archive.Coder) {
 	archive.Num(c, &n.peerSPI)
 	c.Bytes(&n.ni)
 	c.Bytes(&n.nr)
+	archive.Suite(c, &n.choice.suite)
 	archive.Int(c, &n.methods)
 	c.Bool(&n.void)
 	archive.Ptr(c, &n.machine, func(c *archive.Coder, next *Machine) {
@@ -406,6 +419,9 @@ func (t *task) check() error {
 		bad = true
 	}
 	if t.phase != phaseSent && t.phase != phaseInstallIn && t.phase != phaseInstallOut {
+		bad = true
+	}
+	if t.exchange == wire.IKEFollowUpKE && (len(t.more) == 0 || len(t.secrets) == 0) {
 		bad = true
 	}
 	if bad {

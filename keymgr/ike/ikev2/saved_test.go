@@ -26,6 +26,8 @@ var notSaved = map[string]string{
 	"Machine.announceOnly": "until IKE_AUTH only",
 	"Machine.restored":     "set by Restore",
 	"Machine.serve":        "the peer sends its request again",
+	"Machine.followUps":    "the peer is told STATE_NOT_FOUND, and starts over",
+	"window.rx":            "until IKE_AUTH only; the one of now otherwise",
 	"Machine.heard":        "resume sets it, spread in time",
 	"Machine.now":          "set by each event",
 	"Machine.effects":      "of the event at hand; performed after the write",
@@ -39,9 +41,9 @@ var notSaved = map[string]string{
 	"task.refused": "IKE_SA_INIT only",
 	"half.pair":    "made from State",
 
-	"negotiation.sa":        "made from proposals",
-	"task.crossed":          "only child, ni, nr and void of it, which is what is compared",
-	"ikeNegotiation.choice": "used up when the machine is made",
+	"negotiation.sa":  "made from proposals",
+	"task.crossed":    "only child, ni, nr and void of it, which is what is compared",
+	"choice.proposal": "the responder's, used up when the machine is made",
 }
 
 // whole is a machine in which everything is set.
@@ -117,7 +119,7 @@ func TestEveryFieldIsSavedOrExplained(t *testing.T) {
 }
 
 func TestWaitingTasks(t *testing.T) {
-	begun := []string{"begun", "phase", "wait", "half", "nego", "ike", "crossed", "dead", "crossIKE", "exchange", "id", "path", "cookie2", "plain", "datagrams", "sent", "sendAt", "refused"}
+	begun := []string{"begun", "phase", "wait", "half", "nego", "ike", "crossed", "dead", "crossIKE", "more", "secrets", "link", "exchange", "id", "path", "cookie2", "plain", "datagrams", "sent", "sendAt", "refused"}
 	lost := make(map[string]string)
 	for _, f := range begun {
 		lost["task."+f] = "set when it begins"

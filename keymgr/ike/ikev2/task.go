@@ -64,6 +64,10 @@ type task struct {
 	dead     []ipsec.SPI     // deleted by the peer while our request was under way
 	crossIKE *ikeNegotiation // the peer's rekey of the IKE SA
 
+	more    []uint16       // IKE_FOLLOWUP_KE: methods still to do,
+	secrets []ipsec.Secret // SK(0) and so on of those that are done,
+	link    []byte         // and what ties the next one to the last
+
 	exchange  wire.ExchangeType
 	id        uint32
 	plain     plain    // of the request; IKE_SA_INIT has none
@@ -71,6 +75,13 @@ type task struct {
 	sent      int
 	sendAt    time.Time
 	refused   *ike.Failure // an unauthenticated refusal: believed when nothing better comes
+}
+
+// wipe overwrites the secrets of key exchanges.
+func (t *task) wipe() {
+	t.half.wipe()
+	wipe(t.secrets)
+	t.secrets = nil
 }
 
 // enqueue adds a task unless the same one waits or runs.
@@ -146,7 +157,7 @@ func (m *Machine) mayStart(t *task) bool {
 	default:
 		return false
 	}
-	if m.serve != nil && m.serve.ike != nil {
+	if m.rekeyingIKE() {
 		return t.kind == taskDeleteIKE // the peer is rekeying the IKE SA
 	}
 	switch t.kind {
@@ -169,7 +180,7 @@ func (m *Machine) settled() bool {
 			return false
 		}
 	}
-	return m.serve == nil
+	return m.serve == nil && m.followUps == nil
 }
 
 // postpone puts the current task back, to be tried again a little later: the

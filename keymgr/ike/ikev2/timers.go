@@ -46,6 +46,9 @@ func (m *Machine) Deadline() time.Time {
 	for _, x := range m.drains {
 		at(x.at)
 	}
+	for _, f := range m.followUps {
+		at(f.until)
+	}
 	for _, r := range []*reassembly{m.frag.request, m.frag.response} {
 		if r != nil {
 			at(r.until)
@@ -86,6 +89,7 @@ func (m *Machine) tick() {
 	m.tickDrains()
 	m.settle()
 	m.expireFragments()
+	m.dropFollowUps(func(f *followUp) bool { return m.due(f.until) })
 	if m.state != stateEstablished {
 		return
 	}

@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/suite"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
 
@@ -9,9 +10,10 @@ import (
 // size 1, which is what the peer must assume of us as long as we do not send
 // SET_WINDOW_SIZE.
 type window struct {
-	next     uint32   // message ID of our next request
-	expected uint32   // message ID of the peer's next request
-	reply    [][]byte // our last response, for a request that is retransmitted
+	next     uint32        // message ID of our next request
+	expected uint32        // message ID of the peer's next request
+	reply    [][]byte      // our last response, for a request that is retransmitted
+	rx       *suite.Cipher // of that request: IKE_INTERMEDIATE changes keys after it
 }
 
 // serve is a request of the peer that is being answered.
@@ -22,12 +24,14 @@ type serve struct {
 	phase    phase
 	wait     uint64 // the effect whose answer it goes on with
 
-	auth    *authServe
-	child   *negotiation
-	ike     *ikeNegotiation
-	deleted []*child // informational.go: what the peer has closed,
-	held    []*child // and what takes its place
-	answer  []wire.Payload
+	auth     *authServe
+	child    *negotiation
+	ike      *ikeNegotiation
+	first    bool           // IKE_INTERMEDIATE
+	followUp *followUp      // IKE_FOLLOWUP_KE
+	deleted  []*child       // informational.go: what the peer has closed,
+	held     []*child       // and what takes its place
+	answer   []wire.Payload // what the response holds, once that is known
 }
 
 // outOfWindow is why a message ID cannot be dealt with, "" when it can.
@@ -68,10 +72,14 @@ func (m *Machine) replay(h wire.Header, c content, ev ike.Datagram) bool {
 
 // reply answers the request that is being served, and keeps the answer.
 func (m *Machine) reply(ps ...wire.Payload) {
+	m.answer(plainOf(m.serve.exchange, m.serve.id, true, ps))
+}
+
+func (m *Machine) answer(p plain) {
 	s := m.serve
 	m.serve = nil
 	m.window.expected = s.id + 1
-	m.window.reply = m.seal(plainOf(s.exchange, s.id, true, ps))
+	m.window.reply, m.window.rx = m.seal(p), m.rx
 	m.sendAll(s.path, m.window.reply)
 }
 

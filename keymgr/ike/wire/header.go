@@ -13,11 +13,14 @@ const (
 	IKEAuth       ExchangeType = 35
 	CreateChildSA ExchangeType = 36
 	Informational ExchangeType = 37
+
+	IKEIntermediate ExchangeType = 43 // RFC 9242
+	IKEFollowUpKE   ExchangeType = 44 // RFC 9370
 )
 
 var exchangeNames = map[ExchangeType]string{
 	IKESAInit: "IKE_SA_INIT", IKEAuth: "IKE_AUTH", CreateChildSA: "CREATE_CHILD_SA", Informational: "INFORMATIONAL",
-	38: "IKE_SESSION_RESUME", 39: "GSA_AUTH", 40: "GSA_REGISTRATION", 41: "GSA_REKEY", 43: "IKE_INTERMEDIATE", 44: "IKE_FOLLOWUP_KE",
+	38: "IKE_SESSION_RESUME", 39: "GSA_AUTH", 40: "GSA_REGISTRATION", 41: "GSA_REKEY", IKEIntermediate: "IKE_INTERMEDIATE", IKEFollowUpKE: "IKE_FOLLOWUP_KE",
 }
 
 func (e ExchangeType) String() string {

@@ -31,6 +31,7 @@ const (
 	UnexpectedNATDetected      NotifyType = 41
 	TemporaryFailure           NotifyType = 43
 	ChildSANotFound            NotifyType = 44
+	StateNotFound              NotifyType = 47 // RFC 9370
 	TSMaxQueue                 NotifyType = 48 // RFC 9611
 
 	InitialContact            NotifyType = 16384
@@ -53,8 +54,10 @@ const (
 	Cookie2                   NotifyType = 16401
 	NoNATsAllowed             NotifyType = 16402
 
-	IKEv2FragmentationSupported NotifyType = 16430 // RFC 7383
-	SAResourceInfo              NotifyType = 16444 // RFC 9611
+	IKEv2FragmentationSupported   NotifyType = 16430 // RFC 7383
+	IntermediateExchangeSupported NotifyType = 16438 // RFC 9242
+	AdditionalKeyExchange         NotifyType = 16441 // RFC 9370
+	SAResourceInfo                NotifyType = 16444 // RFC 9611
 )
 
 // IsError reports an error type (RFC 7296 §3.10.1).

@@ -200,14 +200,18 @@ func fromTransform(m *ipsecv1.Transform) (ipsec.Transform, error) {
 	return ipsec.Transform{Type: ipsec.TransformType(m.Type), ID: uint16(m.Id), KeyBits: uint16(m.KeyBits)}, nil
 }
 
+func toTransforms(ts []ipsec.Transform) []*ipsecv1.Transform {
+	var out []*ipsecv1.Transform
+	for _, t := range ts {
+		out = append(out, toTransform(t))
+	}
+	return out
+}
+
 func toProposals(ps []ipsec.Proposal) []*ipsecv1.Proposal {
 	var out []*ipsecv1.Proposal
 	for _, p := range ps {
-		m := &ipsecv1.Proposal{Protocol: uint32(p.Protocol)}
-		for _, t := range p.Transforms {
-			m.Transforms = append(m.Transforms, toTransform(t))
-		}
-		out = append(out, m)
+		out = append(out, &ipsecv1.Proposal{Protocol: uint32(p.Protocol), Transforms: toTransforms(p.Transforms)})
 	}
 	return out
 }

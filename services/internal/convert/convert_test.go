@@ -300,7 +300,8 @@ func TestNoFieldIsForgotten(t *testing.T) {
 
 	sa := &ipsec.SA{
 		ID: 1, Direction: ipsec.Outbound, Protocol: ipsec.ProtocolESP, SPI: 0x1000, Mode: ipsec.ModeTransport, Local: a, Remote: b,
-		Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4501}, Suite: ipsec.Suite{Protocol: 50, Encr: tr(1), Integ: tr(2), PRF: tr(3), KE: tr(4), ESN: true},
+		Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4501}, Suite: ipsec.Suite{Protocol: 50, Encr: tr(1), Integ: tr(2), PRF: tr(3), KE: tr(4), ESN: true,
+			ADDKE: [ipsec.MaxADDKE]ipsec.Transform{{Type: ipsec.TransformADDKE, ID: 36}, 2: {Type: ipsec.TransformADDKE + 2, ID: 37}}},
 		EncrKey: ipsec.NewSecret([]byte("encr")), IntegKey: ipsec.NewSecret([]byte("integ")), Selectors: []ipsec.Selector{sel},
 		ReplayWindow: 1024, ReplayFloor: 9, Lease: ipsec.Lease{First: 7, Last: 8}, Lifetime: life, Rule: "r", Peer: "p", Child: 10, Resource: 11,
 	}

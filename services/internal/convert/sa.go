@@ -20,6 +20,7 @@ func ToSA(sa *ipsec.SA) *ipsecv1.SecurityAssociation {
 		Suite: &ipsecv1.Suite{
 			Protocol: uint32(sa.Suite.Protocol), Encr: toTransform(sa.Suite.Encr), Integ: toTransform(sa.Suite.Integ),
 			Prf: toTransform(sa.Suite.PRF), Ke: toTransform(sa.Suite.KE), Esn: sa.Suite.ESN,
+			Additional: toTransforms(sa.Suite.Additional()),
 		},
 		EncrKey:      sa.EncrKey.Reveal(),
 		IntegKey:     sa.IntegKey.Reveal(),
@@ -123,6 +124,16 @@ func fromSuite(m *ipsecv1.Suite) (s ipsec.Suite, err error) {
 		if *f.to, err = fromTransform(f.from); err != nil {
 			return s, err
 		}
+	}
+	for _, m := range m.GetAdditional() {
+		t, err := fromTransform(m)
+		if err != nil {
+			return s, err
+		}
+		if !t.Type.AdditionalKE() {
+			return s, fmt.Errorf("additional key exchange is a transform of type %s, want ADDKE1 to ADDKE7", t.Type)
+		}
+		s.ADDKE[t.Type-ipsec.TransformADDKE] = t
 	}
 	return s, nil
 }

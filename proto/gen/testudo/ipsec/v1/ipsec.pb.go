@@ -546,7 +546,9 @@ type Suite struct {
 	// Key exchange method; absent when none was done.
 	Ke *Transform `protobuf:"bytes,5,opt,name=ke,proto3" json:"ke,omitempty"`
 	// Extended sequence numbers.
-	Esn           bool `protobuf:"varint,6,opt,name=esn,proto3" json:"esn,omitempty"`
+	Esn bool `protobuf:"varint,6,opt,name=esn,proto3" json:"esn,omitempty"`
+	// Additional key exchanges (RFC 9370), each with its own transform type.
+	Additional    []*Transform `protobuf:"bytes,7,rep,name=additional,proto3" json:"additional,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -621,6 +623,13 @@ func (x *Suite) GetEsn() bool {
 		return x.Esn
 	}
 	return false
+}
+
+func (x *Suite) GetAdditional() []*Transform {
+	if x != nil {
+		return x.Additional
+	}
+	return nil
 }
 
 // A pair of bounds; 0 is none.
@@ -1202,14 +1211,17 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12;\n" +
 	"\n" +
 	"transforms\x18\x02 \x03(\v2\x1b.testudo.ipsec.v1.TransformR\n" +
-	"transforms\"\xf5\x01\n" +
+	"transforms\"\xb2\x02\n" +
 	"\x05Suite\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12/\n" +
 	"\x04encr\x18\x02 \x01(\v2\x1b.testudo.ipsec.v1.TransformR\x04encr\x121\n" +
 	"\x05integ\x18\x03 \x01(\v2\x1b.testudo.ipsec.v1.TransformR\x05integ\x12-\n" +
 	"\x03prf\x18\x04 \x01(\v2\x1b.testudo.ipsec.v1.TransformR\x03prf\x12+\n" +
 	"\x02ke\x18\x05 \x01(\v2\x1b.testudo.ipsec.v1.TransformR\x02ke\x12\x10\n" +
-	"\x03esn\x18\x06 \x01(\bR\x03esn\"/\n" +
+	"\x03esn\x18\x06 \x01(\bR\x03esn\x12;\n" +
+	"\n" +
+	"additional\x18\a \x03(\v2\x1b.testudo.ipsec.v1.TransformR\n" +
+	"additional\"/\n" +
 	"\x05Limit\x12\x12\n" +
 	"\x04soft\x18\x01 \x01(\x04R\x04soft\x12\x12\n" +
 	"\x04hard\x18\x02 \x01(\x04R\x04hard\"\xdc\x01\n" +
@@ -1312,23 +1324,24 @@ var file_testudo_ipsec_v1_ipsec_proto_depIdxs = []int32{
 	6,  // 4: testudo.ipsec.v1.Suite.integ:type_name -> testudo.ipsec.v1.Transform
 	6,  // 5: testudo.ipsec.v1.Suite.prf:type_name -> testudo.ipsec.v1.Transform
 	6,  // 6: testudo.ipsec.v1.Suite.ke:type_name -> testudo.ipsec.v1.Transform
-	9,  // 7: testudo.ipsec.v1.Lifetime.bytes:type_name -> testudo.ipsec.v1.Limit
-	9,  // 8: testudo.ipsec.v1.Lifetime.packets:type_name -> testudo.ipsec.v1.Limit
-	15, // 9: testudo.ipsec.v1.Lifetime.time_soft:type_name -> google.protobuf.Duration
-	15, // 10: testudo.ipsec.v1.Lifetime.time_hard:type_name -> google.protobuf.Duration
-	1,  // 11: testudo.ipsec.v1.SecurityAssociation.direction:type_name -> testudo.ipsec.v1.Direction
-	0,  // 12: testudo.ipsec.v1.SecurityAssociation.mode:type_name -> testudo.ipsec.v1.Mode
-	12, // 13: testudo.ipsec.v1.SecurityAssociation.encap:type_name -> testudo.ipsec.v1.UdpEncap
-	8,  // 14: testudo.ipsec.v1.SecurityAssociation.suite:type_name -> testudo.ipsec.v1.Suite
-	4,  // 15: testudo.ipsec.v1.SecurityAssociation.selectors:type_name -> testudo.ipsec.v1.Selector
-	11, // 16: testudo.ipsec.v1.SecurityAssociation.lease:type_name -> testudo.ipsec.v1.Lease
-	10, // 17: testudo.ipsec.v1.SecurityAssociation.lifetime:type_name -> testudo.ipsec.v1.Lifetime
-	16, // 18: testudo.ipsec.v1.SaCounters.used:type_name -> google.protobuf.Timestamp
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	6,  // 7: testudo.ipsec.v1.Suite.additional:type_name -> testudo.ipsec.v1.Transform
+	9,  // 8: testudo.ipsec.v1.Lifetime.bytes:type_name -> testudo.ipsec.v1.Limit
+	9,  // 9: testudo.ipsec.v1.Lifetime.packets:type_name -> testudo.ipsec.v1.Limit
+	15, // 10: testudo.ipsec.v1.Lifetime.time_soft:type_name -> google.protobuf.Duration
+	15, // 11: testudo.ipsec.v1.Lifetime.time_hard:type_name -> google.protobuf.Duration
+	1,  // 12: testudo.ipsec.v1.SecurityAssociation.direction:type_name -> testudo.ipsec.v1.Direction
+	0,  // 13: testudo.ipsec.v1.SecurityAssociation.mode:type_name -> testudo.ipsec.v1.Mode
+	12, // 14: testudo.ipsec.v1.SecurityAssociation.encap:type_name -> testudo.ipsec.v1.UdpEncap
+	8,  // 15: testudo.ipsec.v1.SecurityAssociation.suite:type_name -> testudo.ipsec.v1.Suite
+	4,  // 16: testudo.ipsec.v1.SecurityAssociation.selectors:type_name -> testudo.ipsec.v1.Selector
+	11, // 17: testudo.ipsec.v1.SecurityAssociation.lease:type_name -> testudo.ipsec.v1.Lease
+	10, // 18: testudo.ipsec.v1.SecurityAssociation.lifetime:type_name -> testudo.ipsec.v1.Lifetime
+	16, // 19: testudo.ipsec.v1.SaCounters.used:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_testudo_ipsec_v1_ipsec_proto_init() }
