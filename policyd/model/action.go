@@ -64,6 +64,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	t := ipsec.Template{Mode: ipsec.ModeTransport, Lifetime: DefaultLifetime, ReplayWindow: DefaultReplayWindow}
 	var action value
 	var encap *value
+	var pfs []ipsec.Transform
 	var secureOnly []value
 	var legacy []legacyUse
 	allowLegacy := false
@@ -100,7 +101,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 				v.want("at least one security method; leave the key out for aes128gcm16, then aes256gcm16")
 			}
 		}),
-		secure("pfs", func(v value) { t.PFS = readPFS(v) }),
+		secure("pfs", func(v value) { pfs = readPFS(v) }),
 		secure("lifetime", func(v value) { t.Lifetime = readLifetime(v) }),
 		secure("acceptClear", func(v value) { t.AcceptClear = v.boolean() }),
 		secure("fallbackToClear", func(v value) {
@@ -142,6 +143,16 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		}
 		if encap != nil && slices.ContainsFunc(t.Proposals, isAH) {
 			encap.fail("ah cannot travel in UDP (RFC 3948 has no such encapsulation); want security with esp only, or leave forceEncap out")
+		}
+		switch len(pfs) {
+		case 0:
+		case 1:
+			t.PFS = pfs[0].ID
+		default: // several methods are part of what is proposed
+			t.Proposals = slices.Clone(t.Proposals)
+			for i, p := range t.Proposals {
+				t.Proposals[i].Transforms = slices.Concat(p.Transforms, pfs)
+			}
 		}
 		if slices.ContainsFunc(t.Proposals, shortBlocks) && t.Lifetime.Bytes.Soft > shortBlockBytes {
 			t.Lifetime.Bytes = ipsec.Limit{Soft: shortBlockBytes, Hard: 2 * shortBlockBytes}
@@ -223,10 +234,6 @@ func readAlgorithm(v value, t ipsec.TransformType, use ipsec.Use) (*ipsec.Algori
 	if s == "" {
 		return nil, false
 	}
-	if mlkem(s) {
-		v.refuse("want one of " + strings.Join(known, ", "))
-		return nil, false
-	}
 	a, ok := ipsec.AlgorithmByName(s)
 	if !ok || a.Type != t || a.Use&use == 0 {
 		v.fail("got %s, want one of %s%s", v.got(), strings.Join(known, ", "), suggest(s, known))
@@ -234,8 +241,6 @@ func readAlgorithm(v value, t ipsec.TransformType, use ipsec.Use) (*ipsec.Algori
 	}
 	return a, true
 }
-
-func mlkem(s string) bool { return strings.HasPrefix(strings.ToLower(s), "mlkem") }
 
 func algorithmNames(t ipsec.TransformType, use ipsec.Use) []string {
 	var out []string
@@ -248,15 +253,29 @@ func algorithmNames(t ipsec.TransformType, use ipsec.Use) []string {
 	return out
 }
 
-func readPFS(v value) uint16 {
+// readPFS reads a key exchange, and what is done in addition to it: x25519, or
+// x25519-ke1_mlkem768.
+func readPFS(v value) []ipsec.Transform {
 	if v.isString() && v.node.Value == "none" {
-		return ipsec.KENone
+		return nil
 	}
-	a, ok := readAlgorithm(v, ipsec.TransformKE, ipsec.UseESP)
-	if !ok {
-		return ipsec.KENone
+	s := v.text("a key exchange such as x25519 or x25519-ke1_mlkem768, or none")
+	if s == "" {
+		return nil
 	}
-	return a.ID
+	for word := range strings.SplitSeq(s, "-") {
+		if a, ok := ipsec.AlgorithmByName(word); !ok || a.Type != ipsec.TransformKE && !a.Type.AdditionalKE() {
+			known := algorithmNames(ipsec.TransformKE, ipsec.UseESP)
+			v.fail("got %s, want one of %s, with additional ones after it such as ke1_mlkem768%s", quote(word), strings.Join(known, ", "), suggest(word, known))
+			return nil
+		}
+	}
+	p, err := ipsec.ParseProposal(ipsec.ProtocolESP, "aes128gcm16-noesn-"+s)
+	if err != nil {
+		v.fail("%s", err)
+		return nil
+	}
+	return p.Transforms[2:]
 }
 
 // readLifetime reads when an SA is replaced. Each limit written is the soft
@@ -279,10 +298,6 @@ func readSuite(v value) (ipsec.Proposal, bool) {
 		return ipsec.Proposal{}, false
 	}
 	for word := range strings.SplitSeq(s, "-") {
-		if mlkem(word) {
-			v.fail("%s in suite %s is not enforced yet; want the suite without it", word, quote(s))
-			return ipsec.Proposal{}, false
-		}
 		if a, ok := ipsec.AlgorithmByName(word); ok && a.Standing == ipsec.StandingLegacy {
 			v.fail("%s in suite %s is a legacy algorithm (RFC 8247), which is not enforced yet; want another", word, quote(s))
 			return ipsec.Proposal{}, false

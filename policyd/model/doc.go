@@ -8,7 +8,7 @@
 // that is accepted is a policy that is enforced.
 //
 // Not enforced yet, and refused: ISAKMP/Oakley (keyExchange.version 1), Kerberos,
-// ML-KEM key exchanges, AH, connection types other than all, fallbackToClear, defaultResponse: true (a
+// AH, connection types other than all, fallbackToClear, defaultResponse: true (a
 // node answers IKE for the peers its rules name, and for no others), and
 // endpoints given as a DNS name or as a keyword such as gateway or dns.
 package model

@@ -27,10 +27,13 @@ type KeyExchange struct {
 	Mobike   bool          // RFC 4555, with peers of tunnel-mode rules
 }
 
-// DefaultKeyExchange is what a policy has that says nothing of IKE. The second
-// suite has what RFC 8247 makes mandatory or nearly so, for peers of any make.
+// DefaultKeyExchange is what a policy has that says nothing of IKE. The first suite
+// keeps what is recorded today from the quantum computers of tomorrow; the second
+// is for peers that do not do RFC 9370; the third has what RFC 8247 makes mandatory
+// or nearly so, for peers of any make.
 var DefaultKeyExchange = KeyExchange{
 	Suites: []ipsec.Proposal{
+		mustIKE("aes256gcm16-prfsha256-x25519-ke1_mlkem768"),
 		mustIKE("aes256gcm16-prfsha256-x25519"),
 		mustIKE("aes256-sha256-prfsha256-ecp256-modp2048"),
 	},
@@ -113,6 +116,8 @@ func readPolicy(v value, m Meta) *Policy {
 
 func readKeyExchange(v value) KeyExchange {
 	k := DefaultKeyExchange
+	requirePQ := false
+	var at []value // of the suites
 	v.mapping(
 		key{"version", false, func(v value) {
 			if v.number("an IKE version", 1, 2) == 1 {
@@ -123,7 +128,7 @@ func readKeyExchange(v value) KeyExchange {
 			k.Suites = nil
 			v.list("IKE suites such as aes256gcm16-prfsha256-x25519", func(_ int, v value) {
 				if p, ok := readSuite(v); ok {
-					k.Suites = append(k.Suites, p)
+					k.Suites, at = append(k.Suites, p), append(at, v)
 				}
 			})
 			if len(v.node.Content) == 0 {
@@ -134,7 +139,17 @@ func readKeyExchange(v value) KeyExchange {
 		key{"reauthentication", false, func(v value) { k.Reauth = v.duration(time.Minute, 30*24*time.Hour) }},
 		key{"dpd", false, func(v value) { k.DPD = v.duration(0, 24*time.Hour) }},
 		key{"mobike", false, func(v value) { k.Mobike = v.boolean() }},
+		key{"requirePQ", false, func(v value) { requirePQ = v.boolean() }},
 	)
+	if !requirePQ {
+		return k
+	}
+	for i, v := range at {
+		if !k.Suites[i].PostQuantum() {
+			v.fail("suite %s has no post-quantum key exchange, and requirePQ is true; want it with -ke1_mlkem768, or without requirePQ", quote(v.node.Value))
+		}
+	}
+	k.Suites = slices.DeleteFunc(slices.Clone(k.Suites), func(p ipsec.Proposal) bool { return !p.PostQuantum() })
 	return k
 }
 

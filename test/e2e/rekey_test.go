@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,8 +11,9 @@ import (
 	"github.com/testudo-ipsec/testudo/test/lab"
 )
 
+// The default IKE suite is hybrid (RFC 9370), and so are the rekeys of both kinds here.
 func TestRekeysLoseNothing(t *testing.T) {
-	b := newPair(t, protectPair(", pfs: x25519"), fleet.Options{})
+	b := newPair(t, protectPair(", pfs: x25519-ke1_mlkem768"), fleet.Options{})
 	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
 	probe := b.A.Node.StartProbe(b.B, false, 2*time.Millisecond)
 	const times = 4
@@ -40,6 +42,12 @@ func TestRekeysLoseNothing(t *testing.T) {
 			t.Errorf("an IKE rekey changed the CHILD SA from %v to %v; want it to be inherited", child, c)
 		}
 		moving(t, probe)
+	}
+	for _, node := range []string{"a", "b"} {
+		s := b.SAs(node)[0]
+		if !strings.HasSuffix(s.GetSuite(), "-x25519-ke1_mlkem768") || !strings.Contains(s.GetChildren()[0].GetSuite(), "-x25519-ke1_mlkem768") {
+			t.Errorf("%s has suites %s and %s; want ML-KEM in both", node, s.GetSuite(), s.GetChildren()[0].GetSuite())
+		}
 	}
 	r := probe.Stop()
 	t.Logf("%d CHILD and %d IKE rekeys, from both sides: %v", times, times, r)
