@@ -107,7 +107,9 @@ func New(cfg Config) (*Engine, error) {
 	e.secrets = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
 	e.kes = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
 	e.secrets.start(&e.group, e.cfg.SecretWorkers)
-	e.kes.start(&e.group, runtime.GOMAXPROCS(0))
+	// One processor is left to the shards: with slow groups on all of them, set-ups
+	// with fast ones would wait for the scheduler.
+	e.kes.start(&e.group, max(1, runtime.GOMAXPROCS(0)-1))
 	for range e.cfg.Shards {
 		s := newShard(e)
 		e.shards = append(e.shards, s)

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"runtime"
 	"sync"
 )
 
@@ -14,45 +15,69 @@ type poolKey struct {
 
 // pool runs slow jobs on a fixed number of goroutines. Each peer has a queue,
 // and the queues are served in turn, so that one busy or hostile peer delays
-// itself only.
+// itself only. For the same reason a peer has at most a quarter of the goroutines
+// at a time: with all of them, one peer whose secret store hangs would make all
+// others wait until it times out.
 type pool struct {
 	perPeer, inAll int
+	share          int // goroutines of one peer
 
 	mu     sync.Mutex
 	more   *sync.Cond
-	queues map[poolKey][]func()
-	turn   []poolKey // peers with waiting jobs, in order of service
+	peers  map[poolKey]*poolPeer
+	turn   []*poolPeer // peers that may be served, in order of service
 	n      int
 	closed bool
 }
 
+// poolPeer is a peer with jobs that wait or run.
+type poolPeer struct {
+	key     poolKey
+	jobs    []func()
+	running int
+	inTurn  bool
+}
+
 func newPool(perPeer, inAll int) *pool {
-	p := &pool{perPeer: perPeer, inAll: inAll, queues: make(map[poolKey][]func())}
+	p := &pool{perPeer: perPeer, inAll: inAll, share: 1, peers: make(map[poolKey]*poolPeer)}
 	p.more = sync.NewCond(&p.mu)
 	return p
 }
 
 func (p *pool) start(g *sync.WaitGroup, workers int) {
+	p.mu.Lock()
+	p.share = max(1, workers/4)
+	p.mu.Unlock()
 	for range workers {
 		g.Go(p.work)
 	}
 }
 
 // submit queues a job and reports whether there was room.
-func (p *pool) submit(peer poolKey, job func()) bool {
+func (p *pool) submit(key poolKey, job func()) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	q := p.queues[peer]
-	if p.closed || p.n >= p.inAll || len(q) >= p.perPeer {
+	q := p.peers[key]
+	if p.closed || p.n >= p.inAll || q != nil && len(q.jobs) >= p.perPeer {
 		return false
 	}
-	if len(q) == 0 {
-		p.turn = append(p.turn, peer)
+	if q == nil {
+		q = &poolPeer{key: key}
+		p.peers[key] = q
 	}
-	p.queues[peer] = append(q, job)
+	q.jobs = append(q.jobs, job)
 	p.n++
-	p.more.Signal()
+	p.enter(q)
 	return true
+}
+
+// enter gives a peer a turn, unless it has one, or nothing to do, or its share.
+func (p *pool) enter(q *poolPeer) {
+	if !q.inTurn && len(q.jobs) > 0 && q.running < p.share {
+		q.inTurn = true
+		p.turn = append(p.turn, q)
+		p.more.Signal()
+	}
 }
 
 func (p *pool) work() {
@@ -65,21 +90,26 @@ func (p *pool) work() {
 		if p.closed {
 			return
 		}
-		peer := p.turn[0]
+		q := p.turn[0]
+		p.turn[0] = nil
 		p.turn = p.turn[1:]
-		q := p.queues[peer]
-		job := q[0]
-		q[0] = nil
-		if q = q[1:]; len(q) == 0 {
-			delete(p.queues, peer)
-		} else {
-			p.queues[peer] = q
-			p.turn = append(p.turn, peer)
-		}
+		job := q.jobs[0]
+		q.jobs[0] = nil
+		q.jobs = q.jobs[1:]
 		p.n--
+		q.inTurn = false
+		q.running++
+		p.enter(q)
 		p.mu.Unlock()
 		job()
+		// The answer has made a shard runnable on this processor: it goes first.
+		runtime.Gosched()
 		p.mu.Lock()
+		q.running--
+		p.enter(q)
+		if q.running == 0 && len(q.jobs) == 0 {
+			delete(p.peers, q.key)
+		}
 	}
 }
 
