@@ -25,6 +25,10 @@ type Socket struct {
 	Port  uint16 // UDP port; 0 for raw ESP and AH
 	Encap bool   // ESP and IKE share the port (RFC 3948); otherwise only IKE
 	AH    bool   // AH, in messages that begin with the IP header
+
+	// Queue tells apart sockets that are alike otherwise and share what comes in. The
+	// first, which is 0, receives IKE.
+	Queue int
 }
 
 // Config is what an engine runs on. The engine closes what it is given.
@@ -121,7 +125,8 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.ctl = newOutWorker(e, len(e.outw), cfg.Tun[0])
 	for i := range cfg.Sockets {
-		e.inw = append(e.inw, newInWorker(e, &cfg.Sockets[i], cfg.Tun[i%len(cfg.Tun)]))
+		s := &cfg.Sockets[i]
+		e.inw = append(e.inw, newInWorker(e, s, cfg.Tun[s.Queue%len(cfg.Tun)]))
 	}
 	return e, nil
 }
@@ -210,7 +215,8 @@ func (e *Engine) SendIKE(path backend.Path, data []byte) error {
 	return nil
 }
 
-// socket is the number of the socket with a port, or of the one for AH, or -1.
+// socket is the number of the socket with a port, or of the one for AH, or -1; of
+// several the first.
 func (e *Engine) socket(ipv6 bool, port uint16, ah bool) int {
 	for i := range e.cfg.Sockets {
 		if s := &e.cfg.Sockets[i]; s.IPv6 == ipv6 && s.Port == port && s.AH == ah {
@@ -218,6 +224,19 @@ func (e *Engine) socket(ipv6 bool, port uint16, ah bool) int {
 		}
 	}
 	return -1
+}
+
+// sender is for a worker to send on a socket, or on one like it, so that workers do
+// not write to one socket where there are several.
+func (e *Engine) sender(socket, worker int) netio.Sender {
+	first := e.cfg.Sockets[socket]
+	var like []netio.Conn
+	for _, s := range e.cfg.Sockets {
+		if s.IPv6 == first.IPv6 && s.Port == first.Port && s.AH == first.AH {
+			like = append(like, s.Conn)
+		}
+	}
+	return like[worker%len(like)].Sender()
 }
 
 // PathMTU takes what ICMP says of the path to an address. ICMP is not

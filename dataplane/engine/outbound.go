@@ -74,7 +74,7 @@ func newOutWorker(e *Engine, id int, t netio.Tun) *outWorker {
 	w := &outWorker{e: e, id: id, cache: spd.NewCache[route](flowSlots), tun: t.Writer(), buf: make([]byte, sendBuffer)}
 	w.fragments.counts = &w.counts
 	for i := range e.cfg.Sockets {
-		w.senders = append(w.senders, e.cfg.Sockets[i].Conn.Sender())
+		w.senders = append(w.senders, e.sender(i, id))
 		w.queue = append(w.queue, sendQueue{train: e.cfg.Sockets[i].Port != 0})
 	}
 	for i, c := range e.cfg.Clear {
@@ -167,31 +167,45 @@ func sizes(b []byte, h *packet.Header, o *netio.Offload) (packets, octets int) {
 	return packets, len(b) + (packets-1)*head
 }
 
-// route decides about a flow: the verdict, and for secure the newest SA of the
-// rule that may be used and covers the packet.
+// route decides about a flow: the verdict, and for secure the SA of the rule that
+// may be used, covers the packet and suits this worker best; of those the newest.
 func (w *outWorker) route(s *state, k *spd.Key) route {
 	v := s.table.Lookup(k)
 	r := route{verdict: v, why: v.Why}
 	if v.Action != ipsec.ActionSecure {
 		return r
 	}
-	var spare *outSA
+	best := unsuited
 	for _, o := range s.outs[v.Rule] {
 		if o.Usable(w.now) != packet.WhyOK || o.sel.Check(k) != packet.WhyOK {
 			continue
 		}
-		if o.LeaseLeft() > 0 {
-			r.out = o
-			return r
-		}
-		if spare == nil {
-			spare = o
+		if suits := w.suits(o); suits < best {
+			r.out, best = o, suits
 		}
 	}
-	// An SA without numbers drops, counted as no-lease, while more are on the
-	// way; a new negotiation would not help.
-	r.out = spare
 	return r
+}
+
+// unsuited is above all that suits returns.
+const unsuited = 6
+
+// suits is lower for an SA that a worker should rather send on: one for its queue
+// alone, then the fallback SA, then one of another queue (RFC 9611), which is slower
+// but no less right. An SA without numbers comes after all others: it drops, counted
+// as no-lease, while more are on the way; a new negotiation would not help.
+func (w *outWorker) suits(o *outSA) int {
+	n := 2
+	switch o.SA().Resource {
+	case uint32(w.id + 1):
+		n = 0
+	case 0:
+		n = 1
+	}
+	if o.LeaseLeft() == 0 {
+		n += 3
+	}
+	return n
 }
 
 // acquire lets a packet wait for an SA.
@@ -353,7 +367,7 @@ func (w *outWorker) inClear(b []byte, h *packet.Header, o *netio.Offload) {
 func (w *outWorker) explain(s *state, f ipsec.Flow, d ipsec.Direction) route {
 	k := spd.FlowKey(f, d)
 	if d == ipsec.Outbound {
-		at := outWorker{e: w.e, now: w.e.cfg.Now().UnixNano()}
+		at := outWorker{e: w.e, id: -1, now: w.e.cfg.Now().UnixNano()} // of no queue
 		return at.route(s, &k)
 	}
 	r := route{verdict: s.table.Lookup(&k)}

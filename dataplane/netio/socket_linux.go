@@ -23,6 +23,10 @@ type SocketConfig struct {
 	// receives nothing.
 	Whole bool
 
+	// Queue of Queues sockets that share a port, or raw ESP: each receives the SPIs
+	// that choose it (see steer_linux.go). They are opened in order, from 0.
+	Queue, Queues int
+
 	Mark uint32 // SO_MARK of what is sent; 0 for none
 
 	// PathMTU is told what ICMP says of the path to an address, on the
@@ -34,6 +38,10 @@ type SocketConfig struct {
 type SocketFeatures struct {
 	GSO bool // UDP_SEGMENT
 	GRO bool // UDP_GRO
+
+	// Steered: with Queues above 1, others may be opened beside it. If not, this
+	// one receives everything.
+	Steered bool
 }
 
 // bufferSize is asked for in both directions: enough for what arrives while the
@@ -165,6 +173,9 @@ func (s *Socket) setUp(fd int) error {
 				return fmt.Errorf("set the buffer size: %w", err)
 			}
 		}
+	}
+	if s.cfg.Queues > 1 {
+		s.features.Steered = s.cfg.steer(fd) == nil
 	}
 	if !s.cfg.port() {
 		return nil

@@ -37,20 +37,27 @@ type DeviceTun struct {
 	read  func(uintptr) bool
 }
 
-// OpenTun makes (or, with queues > 1, attaches to) a TUN device. The queue
-// lives as long as the device is open; the device goes with its last queue.
+// OpenTun makes a TUN device with so many queues, or fewer when the kernel has no
+// more. A queue lives as long as it is open; the device goes with its last queue.
 func OpenTun(name string, queues int) ([]*DeviceTun, TunFeatures, error) {
 	var out []*DeviceTun
 	var features TunFeatures
 	for range queues {
 		q, f, err := openQueue(name, queues > 1)
+		if err != nil && len(out) > 0 {
+			break // MAX_TAP_QUEUES
+		}
+		if errors.Is(err, unix.EINVAL) && queues > 1 { // no multi-queue at all
+			queues = 1
+			q, f, err = openQueue(name, false)
+		}
 		if err != nil {
-			for _, q := range out {
-				_ = q.Close()
-			}
 			return nil, TunFeatures{}, err
 		}
 		out, features = append(out, q), f
+		if queues == 1 {
+			break
+		}
 	}
 	return out, features, nil
 }

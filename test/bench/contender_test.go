@@ -64,10 +64,10 @@ spec: {policy: pair, to: b}
 `
 
 // ours is two of our workers with tunnel mode between them, in UDP or directly
-// over IP. worker is the program; empty for the one that is shipped.
-func ours(t *testing.T, name, worker string, udp bool) contender {
+// over IP. worker is the program, empty for the one that is shipped, with flags.
+func ours(t *testing.T, name, worker string, udp bool, flags ...string) contender {
 	p := lab.NewPair(t, lab.PairOptions{})
-	f := fleet.New(t, p.Lab, fleet.Options{Hosts: []*lab.Node{p.A.Node, p.B.Node}, WorkerProgram: worker})
+	f := fleet.New(t, p.Lab, fleet.Options{Hosts: []*lab.Node{p.A.Node, p.B.Node}, WorkerProgram: worker, Workerd: flags})
 	f.Apply(fmt.Sprintf(policy, udp))
 	f.WaitInSync()
 	p.A.Node.WaitPing(p.B.V4.Addr(), 10*time.Second)

@@ -14,7 +14,8 @@ import (
 // Set to run the benchmark, which takes minutes and wants the machine to itself:
 // the folder with the rivals' programs and a workerd built without a cipher. The
 // others make it shorter: how many times each figure is taken, which contenders
-// and which steps (separated by commas), and another workerd to run beside ours.
+// and which steps (separated by commas), and another workerd to run beside ours,
+// perhaps with flags after its path.
 const (
 	benchVar   = "TESTUDO_BENCH"
 	roundsVar  = "TESTUDO_BENCH_ROUNDS"
@@ -84,8 +85,8 @@ func TestDataplane(t *testing.T) {
 			cs = append(cs, a.make())
 		}
 	}
-	if program := os.Getenv(againstVar); program != "" {
-		cs = append(cs, ours(t, against, program, true))
+	if command := strings.Fields(os.Getenv(againstVar)); len(command) > 0 {
+		cs = append(cs, ours(t, against, command[0], true, command[1:]...))
 	}
 
 	got := make([]figures, len(cs))

@@ -29,7 +29,7 @@ import (
 const roleVariable = "TESTUDO_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "sniff": childSniff}
+	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "order-serve": childOrderServe, "order-dial": childOrderDial, "sniff": childSniff}
 	name := os.Getenv(roleVariable)
 	if name == "" {
 		os.Exit(m.Run())
@@ -50,6 +50,7 @@ type saSpec struct {
 	Encap         bool
 	Suite         string
 	Selector      ipsec.Selector
+	Resource      uint32
 }
 
 func (s saSpec) sa() (*ipsec.SA, error) {
@@ -72,7 +73,7 @@ func (s saSpec) sa() (*ipsec.SA, error) {
 		Local: s.Local, Remote: s.Remote, Suite: suite,
 		EncrKey:      ipsec.NewSecret(bytes.Repeat([]byte{byte(s.SPI)}, a.KeyLen+a.SaltLen)),
 		Selectors:    []ipsec.Selector{s.Selector},
-		ReplayWindow: 4096, Rule: "secure", Peer: "peer", Child: uint64(s.ID),
+		ReplayWindow: 4096, Rule: "secure", Peer: "peer", Child: uint64(s.ID), Resource: s.Resource,
 	}
 	if i := p.OfType(ipsec.TransformINTEG); len(i) > 0 {
 		suite.Integ = i[0]

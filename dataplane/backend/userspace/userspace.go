@@ -77,12 +77,12 @@ func Start(ctx context.Context, cfg Config) (*Backend, error) {
 		return fail(err)
 	}
 	undo = append(undo, func() error { return closeAll(queues) })
-	sockets, clear, features, err := b.openSockets()
+	sockets, clear, features, err := b.openSockets(len(queues))
 	if err != nil {
 		return fail(err)
 	}
 	undo = append(undo, func() error { return errors.Join(closeSockets(sockets), closeAll(clear[:])) })
-	b.reportFeatures(tunFeatures, features)
+	b.reportFeatures(len(queues), tunFeatures, features)
 	if err := shortSlices(); err != nil {
 		b.cfg.Log.Warn("packets share the processor in long slices; floods of small ones lose more", "why", err)
 	}
@@ -142,8 +142,9 @@ func leftover(c *Config) (bool, error) {
 }
 
 // openSockets opens IKE, ESP in UDP, raw ESP and AH for each family, and the
-// sockets for packets that fall back to clear.
-func (b *Backend) openSockets() (out []engine.Socket, clear [2]*netio.Socket, features []netio.SocketFeatures, err error) {
+// sockets for packets that fall back to clear. Of those for ESP there is one for
+// each queue.
+func (b *Backend) openSockets(queues int) (out []engine.Socket, clear [2]*netio.Socket, features []netio.SocketFeatures, err error) {
 	undo := func(err error) ([]engine.Socket, [2]*netio.Socket, []netio.SocketFeatures, error) {
 		return nil, [2]*netio.Socket{}, nil, errors.Join(err, closeSockets(out), closeAll(clear[:]))
 	}
@@ -151,16 +152,25 @@ func (b *Backend) openSockets() (out []engine.Socket, clear [2]*netio.Socket, fe
 		v6 := f == unix.AF_INET6
 		for _, s := range []engine.Socket{{Port: b.cfg.IKEPort}, {Port: b.cfg.NATTPort, Encap: true}, {}, {AH: true}} {
 			s.IPv6 = v6
-			conn, have, err := netio.OpenSocket(netio.SocketConfig{
-				IPv6: v6, Port: s.Port, Raw: s.Port == 0 && !s.AH, AH: s.AH, Mark: b.cfg.OwnMark, PathMTU: b.pathMTU,
-			})
-			if err != nil {
-				return undo(err)
+			count := 1
+			if s.Encap || s.Port == 0 && !s.AH {
+				count = queues
 			}
-			s.Conn = conn
-			out = append(out, s)
-			if s.Encap {
-				features = append(features, have)
+			for s.Queue = 0; s.Queue < count; s.Queue++ {
+				conn, have, err := netio.OpenSocket(netio.SocketConfig{
+					IPv6: v6, Port: s.Port, Raw: s.Port == 0 && !s.AH, AH: s.AH, Queue: s.Queue, Queues: count, Mark: b.cfg.OwnMark, PathMTU: b.pathMTU,
+				})
+				if err != nil {
+					return undo(err)
+				}
+				s.Conn = conn
+				out = append(out, s)
+				if s.Encap {
+					features = append(features, have)
+				}
+				if !have.Steered {
+					break
+				}
 			}
 		}
 		if clear[i], _, err = netio.OpenSocket(netio.SocketConfig{IPv6: v6, Whole: true, Mark: b.cfg.OwnMark}); err != nil {
@@ -172,8 +182,11 @@ func (b *Backend) openSockets() (out []engine.Socket, clear [2]*netio.Socket, fe
 
 // reportFeatures says once what the kernel lacks: everything works without, but
 // slower.
-func (b *Backend) reportFeatures(t netio.TunFeatures, sockets []netio.SocketFeatures) {
+func (b *Backend) reportFeatures(queues int, t netio.TunFeatures, sockets []netio.SocketFeatures) {
 	var missing []string
+	if queues < b.cfg.Queues {
+		missing = append(missing, fmt.Sprintf("%d of %d TUN queues", b.cfg.Queues-queues, b.cfg.Queues))
+	}
 	if !t.TSO {
 		missing = append(missing, "TUN TCP segmentation")
 	}
@@ -186,6 +199,9 @@ func (b *Backend) reportFeatures(t netio.TunFeatures, sockets []netio.SocketFeat
 		}
 		if !s.GRO && !slices.Contains(missing, "UDP_GRO") {
 			missing = append(missing, "UDP_GRO")
+		}
+		if queues > 1 && !s.Steered && !slices.Contains(missing, "SO_ATTACH_REUSEPORT_CBPF") {
+			missing = append(missing, "SO_ATTACH_REUSEPORT_CBPF")
 		}
 	}
 	if len(missing) > 0 {
