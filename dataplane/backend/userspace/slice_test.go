@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestThreadsGetShortSlices(t *testing.T) {
-	if err := shortSlices(); err != nil {
+func TestThreadsGetTheirSlices(t *testing.T) {
+	if err := setSlices(); err != nil {
 		t.Skip(err)
 	}
 	// A thread made now has it too.

@@ -83,8 +83,8 @@ func Start(ctx context.Context, cfg Config) (*Backend, error) {
 	}
 	undo = append(undo, func() error { return errors.Join(closeSockets(sockets), closeAll(clear[:])) })
 	b.reportFeatures(len(queues), tunFeatures, features)
-	if err := shortSlices(); err != nil {
-		b.cfg.Log.Warn("packets share the processor in long slices; floods of small ones lose more", "why", err)
+	if err := setSlices(); err != nil {
+		b.cfg.Log.Warn("readers of packets do not get the processor before us; floods of small packets lose more", "why", err)
 	}
 	if b.link, err = setUpLink(&b.cfg, defaultMTU-100); err != nil {
 		return fail(err)
