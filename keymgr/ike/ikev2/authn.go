@@ -307,9 +307,10 @@ func (m *Machine) cannotProve() {
 
 // ownAuth is our half of the authentication, ready to be sent.
 type ownAuth struct {
-	auth  *wire.Auth
-	name  string   // for operators
-	certs [][]byte // leaf first
+	auth    *wire.Auth
+	without []byte   // AUTH data without the PPK, for NO_PPK_AUTH (RFC 8784)
+	name    string   // for operators
+	certs   [][]byte // leaf first
 }
 
 func (o ownAuth) certPayloads() []wire.Payload {
@@ -338,10 +339,14 @@ func (m *Machine) ownID() []byte {
 
 // signedBy are the octets that one side's AUTH covers.
 func (m *Machine) signedBy(initiator bool, id []byte) []byte {
+	return m.signedWith(m.keys, initiator, id)
+}
+
+func (m *Machine) signedWith(k suite.IKEKeys, initiator bool, id []byte) []byte {
 	f := m.first
-	octets := suite.SignedOctets(m.prf, f.response, f.ni, m.keys.SKpr, id)
+	octets := suite.SignedOctets(m.prf, f.response, f.ni, k.SKpr, id)
 	if initiator {
-		octets = suite.SignedOctets(m.prf, f.request, f.nr, m.keys.SKpi, id)
+		octets = suite.SignedOctets(m.prf, f.request, f.nr, k.SKpi, id)
 	}
 	return append(octets, f.more.signed()...)
 }

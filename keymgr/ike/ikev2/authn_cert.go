@@ -61,6 +61,9 @@ func (m *Machine) proveByCertificate() {
 	methods := certMethods(m.peer, ipsec.AuthMethod.Local)
 	need := ike.NeedSignature{ID: m.await(phaseSign), Credentials: methods, Accepts: m.accepts(true, methods),
 		Octets: [][]byte{m.signedBy(m.initiator, m.ownID())}}
+	if m.optionalPPK() {
+		need.Octets = append(need.Octets, m.signedWith(m.first.ppk.without, true, m.ownID()))
+	}
 	for _, w := range m.first.offer.wanted {
 		need.Wanted = append(need.Wanted, w)
 	}
@@ -76,7 +79,11 @@ func (m *Machine) signed(ev ike.Signed) {
 		m.proveOtherwise(ev.Err)
 		return
 	}
-	m.proven(ownAuth{auth: &wire.Auth{Method: ev.Scheme.Method, Data: ev.Auth[0]}, name: ev.Scheme.Name, certs: ev.Chain})
+	own := ownAuth{auth: &wire.Auth{Method: ev.Scheme.Method, Data: ev.Auth[0]}, name: ev.Scheme.Name, certs: ev.Chain}
+	if len(ev.Auth) > 1 {
+		own.without = ev.Auth[1]
+	}
+	m.proven(own)
 }
 
 // chain are the certificates of a message, the leaf first. Other encodings than

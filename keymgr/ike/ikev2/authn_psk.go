@@ -16,7 +16,7 @@ import (
 
 // secretsFound is the engine's answer to NeedPSK.
 func (m *Machine) secretsFound(ev ike.PSKs) {
-	p, ok := m.awaited(ev.ID, phaseSecret, phasePeerSecret)
+	p, ok := m.awaited(ev.ID, phaseSecret, phasePeerSecret, phasePPK)
 	if !ok {
 		return
 	}
@@ -25,6 +25,8 @@ func (m *Machine) secretsFound(ev ike.PSKs) {
 		err = errors.New("the secret store has no secret for " + m.peer.Name)
 	}
 	switch {
+	case p == phasePPK:
+		m.ppkFound(ev.Secrets, err)
 	case p == phasePeerSecret:
 		m.judgeSecret(ev.Secrets, err)
 	case err != nil:
@@ -44,7 +46,14 @@ func (m *Machine) proveBySecret(psk ipsec.Secret) {
 		m.proveOtherwise(err)
 		return
 	}
-	m.proven(ownAuth{auth: &wire.Auth{Method: wire.AuthSharedKey, Data: b}, name: kindPSK})
+	own := ownAuth{auth: &wire.Auth{Method: wire.AuthSharedKey, Data: b}, name: kindPSK}
+	if m.optionalPPK() {
+		if own.without, err = suite.AuthPSK(m.prf, psk, m.signedWith(m.first.ppk.without, true, m.ownID())); err != nil {
+			m.proveOtherwise(err)
+			return
+		}
+	}
+	m.proven(own)
 }
 
 // judgeSecret checks the peer's AUTH against each secret that it may have.

@@ -22,6 +22,7 @@ const (
 	WhyInstall      = "INSTALL_FAILED"
 	WhyUnsupported  = "NOT_SUPPORTED"
 	WhyMode         = "MODE"
+	WhyPPK          = "PPK"
 	WhyCookie2      = "COOKIE2_MISMATCH"
 )
 

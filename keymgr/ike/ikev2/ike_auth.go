@@ -39,7 +39,7 @@ type authServe struct {
 
 // startAuth is the initiator's first step.
 func (m *Machine) startAuth() {
-	if !m.askAuthorities() {
+	if !m.askPPK() && !m.askAuthorities() {
 		m.prove()
 	}
 }
@@ -67,6 +67,7 @@ func (m *Machine) sendAuth(own ownAuth) {
 		ps = append(ps, m.announce()...)
 	}
 	ps = append(ps, t.nego.payloads()...)
+	ps = append(ps, m.ppkPayloads(own)...)
 	m.request(wire.IKEAuth, append(ps, m.offerMobike()...)...)
 }
 
@@ -98,7 +99,9 @@ func (m *Machine) authRequest(msg *message) {
 		return
 	}
 	m.peer, m.localID = p, p.LocalID
-	m.judge(msg)
+	if !m.judgePPK() {
+		m.judge(msg)
+	}
 }
 
 // refuseStranger answers somebody without a profile.
@@ -161,6 +164,9 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	own := m.serve.auth.own
 	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}}, own.certPayloads()...)
 	ps = append(ps, own.auth)
+	if m.first.ppk.applied {
+		ps = append(ps, &wire.Notify{Message: wire.PPKIdentity}) // RFC 8784 §3: it is used
+	}
 	if refusal != nil {
 		ps = append(ps, refusal)
 	} else {
@@ -200,6 +206,13 @@ func (m *Machine) authResponse(msg *message) {
 	if !m.peer.RemoteID.IsZero() && !m.remoteID.Equal(m.peer.RemoteID) && msg.auth.Method != wire.AuthNull {
 		m.authFailed(WhyPeerID, fmt.Sprintf("the peer says it is %s, the policy wants %s", m.remoteID, m.peer.RemoteID), "correct the identity on one of the ends")
 		return
+	}
+	if m.first.ppk.applied && msg.notify(wire.PPKIdentity) == nil {
+		if m.peer.PPK.Required {
+			m.authFailed(WhyPPK, "the peer does not have the postquantum preshared key that the policy requires", "configure the peer with the PPK "+m.peer.PPK.ID+", or set required: false")
+			return
+		}
+		m.dropPPK()
 	}
 	m.judge(msg)
 }

@@ -48,6 +48,7 @@ type firstContact struct {
 	offer    authOffer
 	judged   *message // IKE_AUTH of the peer
 	missing  []string // why our methods could not be used
+	ppk      ppkUse
 }
 
 // startConnect is the initiator's first step.
@@ -82,6 +83,7 @@ func (m *Machine) sendInit(err error) {
 	ps = append(ps, fragmentationSupported())
 	ps = append(ps, intermediateSupported(additional(m.peer.Proposals))...)
 	ps = append(ps, m.hashNotify()...)
+	ps = append(ps, m.usePPK()...)
 	f.request = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, false), ps)
 	m.transmit(wire.IKESAInit, 0, [][]byte{f.request})
 }
@@ -177,6 +179,7 @@ func (m *Machine) initRequest(msg *message) {
 	m.first = &firstContact{ni: msg.nonce.Data, nr: m.random(32), request: msg.raw, answer: &c, reply: msg.path, public: msg.ke.Data}
 	m.first.more.methods = methodsOf(c.suite)
 	m.first.offer.read(msg)
+	m.first.ppk.asked = msg.notify(wire.UsePPK) != nil
 	for _, p := range m.candidates {
 		m.nat.forced = m.nat.forced || forceEncap(m.policy, p)
 	}
@@ -221,6 +224,7 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 	ps = append(ps, m.certReq()...)
 	ps = append(ps, m.hashNotify()...)
 	ps = append(ps, m.announce()...)
+	ps = append(ps, m.usePPK()...)
 	f.response = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, true), ps)
 	m.window = window{next: 0, expected: 1}
 	m.emit(ike.Send{Path: f.reply, Data: bytes.Clone(f.response)})
@@ -276,6 +280,11 @@ func (m *Machine) initResponse(msg *message) {
 	}
 	if err != nil {
 		m.drop(WhyBadInit)
+		return
+	}
+	if !m.ppkAnswered(msg) {
+		m.refusedInit(m.failure(wire.IKESAInit, WhyPPK, "the peer does not use a postquantum preshared key, and the policy for peer "+m.peer.Name+" requires one",
+			"configure the peer with the PPK "+m.peer.PPK.ID+", or set required: false"))
 		return
 	}
 	f.answer, f.nr, f.response = &c, msg.nonce.Data, msg.raw

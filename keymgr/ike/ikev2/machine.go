@@ -47,6 +47,7 @@ type Machine struct {
 	kind       int // which of ourKinds we prove ourselves with
 	localAuth  string
 	remoteAuth string
+	ppk        string // identifier of the PPK in the keys
 
 	state     state
 	initiator bool // original initiator: the I flag of our messages
@@ -281,6 +282,9 @@ func (m *Machine) fail(f ike.Failure) {
 // established starts the life of the IKE SA.
 func (m *Machine) established() {
 	m.state, m.since, m.heard = stateEstablished, m.now, m.now
+	if m.first != nil {
+		m.first.ppk.forgetWithout()
+	}
 	m.first = nil
 	if l := m.peer.Lifetime; l > 0 {
 		m.rekeyAt = m.now.Add(l - m.below(l/10)) // jitter: RFC 7296 §2.8.1
@@ -294,7 +298,7 @@ func (m *Machine) Info() ike.Info {
 		Node: m.path.Node, Peer: m.peer.Name, Version: 2, Initiator: m.initiator, State: m.stateName(),
 		LocalSPI: m.localSPI(), RemoteSPI: m.spiI ^ m.spiR ^ m.localSPI(), Path: m.path,
 		LocalID: m.localID.String(), RemoteID: m.remoteID.String(), Suite: m.suite, NAT: m.nat.String(),
-		LocalAuth: m.localAuth, RemoteAuth: m.remoteAuth,
+		LocalAuth: m.localAuth, PPK: m.ppk, RemoteAuth: m.remoteAuth,
 		Since: m.since, RekeyAt: m.rekeyAt,
 	}
 	for _, c := range m.children {

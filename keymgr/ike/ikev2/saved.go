@@ -115,6 +115,7 @@ func (m *Machine) archive(c *archive.Coder) {
 	archive.Int(c, &m.kind)
 	c.String(&m.localAuth)
 	c.String(&m.remoteAuth)
+	c.String(&m.ppk)
 	archive.Identity(c, &m.localID)
 	archive.Identity(c, &m.remoteID)
 	m.archiveKeys(c)

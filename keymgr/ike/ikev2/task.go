@@ -38,6 +38,7 @@ const (
 	phaseSign              // our signature
 	phasePeerSecret        // the pre-shared keys that the peer may have
 	phaseVerify            // the peer's certificates and signature are checked
+	phasePPK               // the postquantum preshared key
 )
 
 // task is an exchange that this side initiates.

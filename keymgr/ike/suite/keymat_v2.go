@@ -98,6 +98,25 @@ func NewIKEKeys(s ipsec.Suite, skeyseed ipsec.Secret, ni, nr []byte, spiI, spiR 
 	}, nil
 }
 
+// WithPPK mixes a postquantum preshared key into the secrets of an initial IKE SA
+// (RFC 8784 §3). Those that it does not touch are shared with k.
+//
+//	SK_d  = prf+(PPK, SK_d')
+//	SK_pi = prf+(PPK, SK_pi')
+//	SK_pr = prf+(PPK, SK_pr')
+func (k IKEKeys) WithPPK(p PRF, ppk ipsec.Secret) (IKEKeys, error) {
+	if ppk.IsZero() {
+		return IKEKeys{}, errEmptyPSK
+	}
+	var err error
+	for _, s := range []*ipsec.Secret{&k.SKd, &k.SKpi, &k.SKpr} {
+		if *s, err = p.Plus(ppk, s.Reveal(), p.Size()); err != nil {
+			return IKEKeys{}, err
+		}
+	}
+	return k, nil
+}
+
 // Ciphers makes the ciphers of both directions: what the initiator of the IKE
 // SA seals, and what the responder does.
 func (k IKEKeys) Ciphers(s ipsec.Suite) (initiator, responder *Cipher, err error) {
