@@ -53,16 +53,24 @@ type (
 		Signature []byte
 	}
 
-	// Verified answers NeedVerification: Err is nil when all of it is true.
+	// Verified answers NeedVerification: Err is nil when all of it is true. Unknown
+	// says that nobody could tell: a store, or a certificate's status, is away.
 	Verified struct {
-		ID  uint64
-		Err error
+		ID      uint64
+		Err     error
+		Unknown bool
 	}
+
+	// Reauthenticate says that the ends have to prove themselves anew (RFC 4478):
+	// the engine makes a new IKE SA with the CHILD SAs of this one, and then
+	// terminates this one. It is not answered; it comes again while this one is there.
+	Reauthenticate struct{}
 )
 
 func (NeedAuthorities) effect()  {}
 func (NeedSignature) effect()    {}
 func (NeedVerification) effect() {}
+func (Reauthenticate) effect()   {}
 
 func (Authorities) event() {}
 func (Signed) event()      {}

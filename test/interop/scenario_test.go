@@ -63,5 +63,5 @@ func twice(rows ...scenario) []scenario {
 }
 
 func scenarios() []scenario {
-	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), certificates(), networks(), mobike(), extras(), fragments(), hybrids())
+	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), certificates(), repeated(), networks(), mobike(), extras(), fragments(), hybrids())
 }

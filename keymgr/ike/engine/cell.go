@@ -34,6 +34,8 @@ type cell struct {
 	rules       set[string]     // negotiations it has under way
 	children    set[uint64]     // CHILD SAs that are up
 	heir        *cell           // took over after a rekey of the IKE SA
+	successor   *cell           // is to replace it: the ends authenticate anew
+	takes       *reauth         // what it replaces
 	redundant   bool            // another IKE SA does its work: it ends with its last CHILD SA
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -160,18 +159,20 @@ func (e *Engine) credentials(f ike.NeedSignature) (found []*cred.Credential, err
 // verify judges a chain by each method until one accepts it, and then checks the
 // signature.
 func (s *shard) verify(c *cell, f ike.NeedVerification) {
-	busy := ike.Verified{ID: f.ID, Err: errBusy}
+	busy := ike.Verified{ID: f.ID, Err: errBusy, Unknown: true}
 	s.slow(s.e.secrets, c, func() {
-		key, err := s.e.judge(f)
+		key, unknown, err := s.e.judge(f)
 		if err != nil {
-			c.post(ike.Verified{ID: f.ID, Err: err})
+			c.post(ike.Verified{ID: f.ID, Err: err, Unknown: unknown})
 			return
 		}
 		s.slow(s.e.kes, c, func() { c.post(s.e.checkSignature(f, key)) }, busy)
 	}, busy)
 }
 
-func (e *Engine) judge(f ike.NeedVerification) (key crypto.PublicKey, err error) {
+// judge finds the key that a chain proves; unknown says that no method could tell.
+func (e *Engine) judge(f ike.NeedVerification) (key crypto.PublicKey, unknown bool, err error) {
+	unknown = true
 	var errs []error
 	for _, m := range f.Methods {
 		err := e.ask(func(ctx context.Context, store cred.Certificates) (err error) {
@@ -179,14 +180,15 @@ func (e *Engine) judge(f ike.NeedVerification) (key crypto.PublicKey, err error)
 			return err
 		})
 		if err == nil {
-			return key, nil
+			return key, false, nil
 		}
+		unknown = unknown && cred.Retryable(err)
 		errs = append(errs, err)
 	}
 	if len(errs) == 0 {
-		return nil, fmt.Errorf("no method of the policy judges certificates")
+		return nil, false, errors.New("no method of the policy judges certificates")
 	}
-	return nil, errors.Join(errs...)
+	return nil, unknown, errors.Join(errs...)
 }
 
 func (e *Engine) checkSignature(f ike.NeedVerification, key crypto.PublicKey) (a ike.Verified) {

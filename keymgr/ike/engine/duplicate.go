@@ -23,6 +23,9 @@ func (n *node) dropDuplicates(rule string) {
 		if time.Since(r.since) < n.e.cfg.Drain/2 {
 			return
 		}
+		if r.cell.successor != nil {
+			return // authentication is repeated, and decides which goes
+		}
 		refs = append(refs, r)
 	}
 	slices.SortFunc(refs, func(a, b childRef) int {

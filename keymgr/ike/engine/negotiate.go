@@ -210,6 +210,7 @@ func (n *node) failed(c *cell, f ike.Failure) {
 	defer n.mu.Unlock()
 	n.e.watchers.publish(Event{Kind: KindFailed, Node: n.name, Peer: f.Peer, SPI: c.spi, Failure: &f,
 		Detail: (&FailedError{f}).Error()})
+	n.reauthFailed(c, f)
 	if f.Rule != "" {
 		b := n.retries[f.Rule]
 		if b == nil && n.rules[f.Rule] != nil {
@@ -311,6 +312,7 @@ func (n *node) childUp(c *cell, ch ike.Child) {
 		return // an acquire crossed it
 	}
 	n.e.stats.childrenUp.Add(1)
+	n.tookOver(c, ch.Rule)
 	if n.children[ch.Rule] == nil {
 		n.children[ch.Rule] = make(map[uint64]childRef)
 	}

@@ -140,6 +140,7 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 	n.cells[h] = true
 	h.peer, h.established, c.heir = info.Peer, true, h
 	n.peer(h.peer).up = append(n.peer(h.peer).up, h)
+	h.inheritReauth(c)
 	n.inherit(c, h, info.Children)
 }
 
@@ -189,6 +190,9 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 	delete(n.cells, c)
 	if c.heir != nil {
 		n.inherit(c, c.heir, left)
+	}
+	if c.takes != nil {
+		c.takes.old.successor = nil
 	}
 	f := c.failure(why, "the IKE SA ended")
 	if p := n.peers[c.peer]; p != nil {

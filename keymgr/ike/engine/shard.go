@@ -190,6 +190,8 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 		s.findPSK(c, f)
 	case ike.NeedKE:
 		s.exchangeKeys(c, f)
+	case ike.Reauthenticate:
+		n.reauthenticate(c)
 	case ike.NeedAuthorities:
 		s.findAuthorities(c, f)
 	case ike.NeedSignature:

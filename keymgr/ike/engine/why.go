@@ -34,4 +34,5 @@ const (
 	whyTimeout    = "HALF_OPEN_TIMEOUT"
 	whyDuplicate  = "DUPLICATE_CHILD_SA"
 	whyForgotten  = "INITIAL_CONTACT"
+	whyReauth     = "REAUTHENTICATION"
 )

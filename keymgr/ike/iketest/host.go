@@ -39,6 +39,7 @@ type Host struct {
 	Drops     map[string]int
 	Done      []string
 	Contacts  int // InitialContact
+	Reauths   int // Reauthenticate
 	Moves     []ike.Move
 	Needs     map[string]int // psk, ke, authorities, signature and verification
 	Installed int            // SAs ever installed
@@ -262,6 +263,8 @@ func (h *Host) handle(m ike.Machine, ev ike.Event) {
 		case ike.NeedKE:
 			h.Needs["ke"]++
 			h.answer(m, e, ikev2.PerformKE(h.env.Rand, e))
+		case ike.Reauthenticate:
+			h.Reauths++
 		case ike.NeedAuthorities:
 			h.Needs["authorities"]++
 			h.answer(m, e, h.authorities(e))

@@ -176,8 +176,10 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	if m.mob.on {
 		ps = append(ps, m.offerMobike()...)
 	}
+	ps = append(ps, m.authLifetime()...)
 	m.reply(ps...)
 	m.established()
+	m.scheduleReauth()
 	m.emit(ike.Established{})
 }
 
@@ -223,6 +225,8 @@ func (m *Machine) authenticated(msg *message) {
 	n.ni, n.nr = m.first.ni, m.first.nr
 	m.readMobike(msg)
 	m.established()
+	m.scheduleReauth()
+	m.obeyLifetime(msg)
 	m.emit(ike.Established{})
 	if msg.notify(wire.InitialContact) != nil && m.remoteAuth != kindNull {
 		m.emit(ike.InitialContact{Peer: m.peer.Name, RemoteID: m.remoteID})

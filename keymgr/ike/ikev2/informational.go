@@ -76,6 +76,7 @@ func (m *Machine) informationalRequest(msg *message) {
 			return
 		}
 	}
+	m.obeyLifetime(msg)
 	for _, d := range msg.deletes {
 		if d.OfIKE() {
 			m.reply()

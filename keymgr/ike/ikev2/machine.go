@@ -79,11 +79,12 @@ type Machine struct {
 	children []*child
 	drains   []drain
 
-	created time.Time
-	since   time.Time // established
-	heard   time.Time // last proof of liveness
-	rekeyAt time.Time
-	endAt   time.Time
+	created  time.Time
+	since    time.Time // established
+	heard    time.Time // last proof of liveness
+	rekeyAt  time.Time
+	reauthAt time.Time
+	endAt    time.Time
 
 	now     time.Time
 	effects []ike.Effect
@@ -299,7 +300,7 @@ func (m *Machine) Info() ike.Info {
 		LocalSPI: m.localSPI(), RemoteSPI: m.spiI ^ m.spiR ^ m.localSPI(), Path: m.path,
 		LocalID: m.localID.String(), RemoteID: m.remoteID.String(), Suite: m.suite, NAT: m.nat.String(),
 		LocalAuth: m.localAuth, PPK: m.ppk, RemoteAuth: m.remoteAuth,
-		Since: m.since, RekeyAt: m.rekeyAt,
+		Since: m.since, RekeyAt: m.rekeyAt, ReauthAt: m.reauthAt,
 	}
 	for _, c := range m.children {
 		i.Children = append(i.Children, c.Child)

@@ -14,7 +14,9 @@ import (
 // RFC 8784 §3, Table 1, and its mirror at the initiator: who has a PPK, whose, and
 // who requires it.
 func TestPPK(t *testing.T) {
-	key := func(id string, required bool) *ipsec.PPK { return &ipsec.PPK{ID: id, Secret: "file:ppk-" + id, Required: required} }
+	key := func(id string, required bool) *ipsec.PPK {
+		return &ipsec.PPK{ID: id, Secret: "file:ppk-" + id, Required: required}
+	}
 	tests := []struct {
 		name     string
 		web, db  *ipsec.PPK

@@ -120,7 +120,7 @@ func (m *Machine) archive(c *archive.Coder) {
 	archive.Identity(c, &m.remoteID)
 	m.archiveKeys(c)
 
-	for _, t := range []*time.Time{&m.created, &m.since, &m.rekeyAt, &m.endAt} {
+	for _, t := range []*time.Time{&m.created, &m.since, &m.rekeyAt, &m.reauthAt, &m.endAt} {
 		c.Time(t)
 	}
 	archive.Num(c, &m.window.next)

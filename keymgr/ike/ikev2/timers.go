@@ -23,6 +23,7 @@ func (m *Machine) Deadline() time.Time {
 		}
 	case stateEstablished:
 		at(m.rekeyAt)
+		at(m.reauthAt)
 		at(m.livenessAt())
 		for _, c := range m.children {
 			at(c.outAt)
@@ -100,6 +101,9 @@ func (m *Machine) tick() {
 	}
 	if m.due(m.rekeyAt) {
 		m.rekeyIKE()
+	}
+	if m.due(m.reauthAt) {
+		m.reauthDue()
 	}
 	for _, c := range m.children {
 		if m.due(c.dieAt) {

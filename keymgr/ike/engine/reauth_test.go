@@ -1,0 +1,106 @@
+package engine_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+)
+
+// moody secrets can be taken away, or changed for one of the ends.
+type moody struct {
+	away  atomic.Bool
+	other atomic.Bool
+}
+
+func (s *moody) PSK(_ context.Context, ref string) ([]ipsec.Secret, error) {
+	if s.away.Load() {
+		return nil, cred.Errorf(cred.Unavailable, ref, "Vault is away")
+	}
+	if s.other.Load() && ref == "file:b" {
+		return []ipsec.Secret{ipsec.NewSecret([]byte("another secret than it was"))}, nil
+	}
+	return []ipsec.Secret{ipsec.NewSecret([]byte("one secret for both of them"))}, nil
+}
+
+// inReauth is a pair whose ends authenticate anew each hour.
+func inReauth(t *testing.T, rules int, fn func(t *testing.T, p *pair, s *moody)) {
+	s := &moody{}
+	inPair(t, rules, func(c *engine.Config) { c.Secrets = s }, func(t *testing.T, p *pair) {
+		for _, end := range [][4]string{{"a", "192.0.2.1", "b", "192.0.2.2"}, {"b", "192.0.2.2", "a", "192.0.2.1"}} {
+			x := policy(t, end[0], end[1], end[2], end[3], rules)
+			x.Peers[0].Reauth = time.Hour
+			x.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:" + end[0]}}
+			p.e.SetPolicy(end[0], x)
+		}
+		p.a.acquire(1)
+		p.after(time.Second)
+		for i := 1; i < rules; i++ {
+			if _, err := p.e.Initiate(t.Context(), "a", []string{"rule-0", "rule-1", "rule-2"}[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.after(5 * time.Second)
+		fn(t, p, s)
+	})
+}
+
+// RFC 4478: a new IKE SA with the CHILD SAs of the old one, then the old one goes;
+// at no moment is a direction without an SA. Rekeys of the IKE SA change nothing.
+func TestReauthenticationLosesNothing(t *testing.T) {
+	inReauth(t, 3, func(t *testing.T, p *pair, _ *moody) {
+		p.lossless = true
+		seen := map[uint64]bool{}
+		for hour := range 5 {
+			sas := p.list(t, engine.Filter{Node: "a"})
+			if len(sas) != 1 || len(sas[0].Children) != 3 || len(p.a.sas) != 6 || len(p.b.sas) != 6 {
+				t.Fatalf("hour %d: %d IKE SAs, %d and %d SAs; want 1, 6, 6: %+v", hour, len(sas), len(p.a.sas), len(p.b.sas), sas)
+			}
+			if seen[sas[0].LocalSPI] {
+				t.Errorf("hour %d: still the same IKE SA", hour)
+			}
+			seen[sas[0].LocalSPI] = true
+			if hour == 2 {
+				if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "a", Peer: "b"}); n != 1 || err != nil {
+					t.Fatalf("rekey: %d, %v", n, err)
+				}
+			}
+			p.after(time.Hour)
+			p.mustForward()
+		}
+	})
+}
+
+// What keeps the secrets away keeps the old IKE SA: it is tried again until it works.
+func TestReauthenticationWaitsForTheStore(t *testing.T) {
+	inReauth(t, 1, func(t *testing.T, p *pair, s *moody) {
+		p.lossless = true
+		before := p.list(t, engine.Filter{Node: "a"})[0].LocalSPI
+		s.away.Store(true)
+		p.after(90 * time.Minute)
+		if sas := p.list(t, engine.Filter{Node: "a", Peer: "b"}); len(sas) != 1 || sas[0].LocalSPI != before {
+			t.Fatalf("while the store is away: %+v", sas)
+		}
+		s.away.Store(false)
+		p.after(10 * time.Minute)
+		if sas := p.list(t, engine.Filter{Node: "a", Peer: "b"}); len(sas) != 1 || sas[0].LocalSPI == before {
+			t.Errorf("after it is back: %+v", sas)
+		}
+		p.mustForward()
+	})
+}
+
+// A peer that cannot prove itself any more loses what it had.
+func TestReauthenticationThatFailsEndsTheOldIKESA(t *testing.T) {
+	inReauth(t, 1, func(t *testing.T, p *pair, s *moody) {
+		s.other.Store(true)
+		p.after(70 * time.Minute)
+		if sas := p.list(t, engine.Filter{}); len(p.a.sas)+len(p.b.sas) != 0 {
+			t.Errorf("left are %d and %d SAs: %+v", len(p.a.sas), len(p.b.sas), sas)
+		}
+	})
+}
