@@ -31,8 +31,17 @@ func repeated() []scenario {
 		scenario{name: "ppk-missing", shows: "the peer has no PPK and we require one", at: pair, ours: policy{auth: withPPK(true)}, files: files, steps: refusesPPK},
 	),
 		scenario{
-			name: "reauthentication-by-us", shows: "strongSwan sends AUTH_LIFETIME, we authenticate anew and lose nothing (RFC 4478)", role: initiator, at: sites,
-			swan: func(c *lab.SwanConn) { c.Settings = append(c.Settings, "reauth_time = 20s", "over_time = 20s") }, steps: reauthenticated,
+			name: "reauthentication-by-us", shows: "we authenticate anew, make before break, and nothing is lost", role: initiator, at: sites,
+			ours: policy{reauth: "1m"}, steps: reauthenticated,
+		},
+		scenario{
+			name: "reauthentication-lifetime", shows: "strongSwan takes our AUTH_LIFETIME (RFC 4478)", role: responder, at: pair,
+			ours: policy{reauth: "1h"}, steps: func(b *bed) {
+				b.start()
+				b.peerSaid("received AUTH_LIFETIME of 3600s, scheduling reauthentication")
+				b.ping()
+				b.noFailures()
+			},
 		},
 		scenario{
 			name: "reauthentication-by-peer", shows: "strongSwan authenticates anew, make before break, and nothing is lost", role: responder, at: sites,

@@ -19,16 +19,20 @@ const (
 	reauthMin = 10 * time.Second
 	// reauthPause is how long the engine has before it is reminded.
 	reauthPause = time.Minute
+	// lifetimeMin is the shortest AUTH_LIFETIME that is sent. strongSwan keeps a
+	// tenth of its own rekey time as a margin, 24 minutes by default, and starts at
+	// once, over and over, when it is told less.
+	lifetimeMin = time.Hour
 )
 
-// scheduleReauth starts the time of our policy. The responder, which tells the
-// initiator its time, gives it the first chance.
+// scheduleReauth starts the time of our policy. A responder that tells the
+// initiator its time gives it the first chance.
 func (m *Machine) scheduleReauth() {
 	d := m.peer.Reauth
 	if d <= 0 {
 		return
 	}
-	if m.initiator {
+	if m.initiator || d < lifetimeMin {
 		m.reauthAt = m.now.Add(d - m.below(d/reauthMargin))
 	} else {
 		m.reauthAt = m.now.Add(d + d/reauthMargin)
@@ -37,7 +41,7 @@ func (m *Machine) scheduleReauth() {
 
 // authLifetime is the responder's notify in IKE_AUTH.
 func (m *Machine) authLifetime() []wire.Payload {
-	if m.peer.Reauth <= 0 {
+	if m.peer.Reauth < lifetimeMin {
 		return nil
 	}
 	return []wire.Payload{wire.LifetimeNotify(m.peer.Reauth)}
