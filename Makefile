@@ -111,6 +111,10 @@ soak: build ## Two hosts under mixed traffic, rekeys every few seconds and daemo
 	@scripts/deps
 	TESTUDO_SOAK=$(SOAK) go test -count 1 -timeout 6h -run TestSoak -v ./test/soak
 
+.PHONY: scale
+scale: ## Hold 100,000 IKE SAs in one engine and rekey them all (minutes, a gigabyte)
+	TESTUDO_SCALE=1 go test -count 1 -timeout 30m -run TestHundredThousandIKESAs -v ./keymgr/ike/engine
+
 RIVALS := $(OUT)/rivals
 .PHONY: bench-dataplane
 bench-dataplane: build ## Measure our workers beside wireguard-go and strongSwan's libipsec (10 minutes, wants the machine to itself)
