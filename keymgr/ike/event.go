@@ -37,6 +37,10 @@ type (
 		Packet *ipsec.Flow
 	}
 
+	// Connect makes the IKE SA of a machine that has not started, without a CHILD
+	// SA (RFC 6023).
+	Connect struct{}
+
 	// RekeyChild makes a new CHILD SA and then deletes this one.
 	RekeyChild struct{ Child uint64 }
 
@@ -101,6 +105,7 @@ type (
 func (Datagram) event()      {}
 func (Timer) event()         {}
 func (CreateChild) event()   {}
+func (Connect) event()       {}
 func (RekeyChild) event()    {}
 func (RekeyIKE) event()      {}
 func (DeleteChild) event()   {}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
@@ -26,6 +27,31 @@ func extras() []scenario {
 				}
 			}},
 	),
+		scenario{name: "ikev2-childless", shows: "we make an IKE SA without a CHILD SA, and a CHILD SA in it when traffic comes", role: initiator, at: sites,
+			swan: func(c *lab.SwanConn) { c.Settings = []string{"childless = allow"} },
+			steps: func(b *bed) {
+				b.f.CLI("sa", "initiate", b.node, "--childless", "swan")
+				if us := b.f.SAs(b.node); len(us) != 1 || us[0].GetState() != "established" || len(us[0].GetChildren()) != 0 {
+					b.Fatalf("we have %v; want an IKE SA without a CHILD SA", us)
+				}
+				b.peerSaid("generating IKE_AUTH response 1 [ IDr AUTH ]")
+				b.ping()
+				b.up()
+				b.noFailures()
+			}},
+		scenario{name: "ikev2-childless", shows: "strongSwan makes an IKE SA without a CHILD SA, and then a CHILD SA in it", role: responder, at: sites,
+			swan: func(c *lab.SwanConn) { c.Settings = []string{"childless = force"} },
+			steps: func(b *bed) {
+				carriesLittle(b)
+				b.peerSaid("generating CREATE_CHILD_SA request 2 [ SA No TSi TSr")
+			}},
+		scenario{name: "ikev2-childless-refused", shows: "strongSwan makes no IKE SA without a CHILD SA, and we say so", role: initiator, at: sites,
+			swan: func(c *lab.SwanConn) { c.Settings = []string{"childless = never"} },
+			steps: func(b *bed) {
+				if out, err := b.f.TryCLI("sa", "initiate", b.node, "--childless", "swan"); err == nil || !strings.Contains(err.Error(), "CHILDLESS_IKEV2_SUPPORTED") {
+					b.Errorf("got %s, %v; want a refusal that names the notify", out, err)
+				}
+			}},
 		scenario{name: "ikev2-config-request", shows: "strongSwan asks for an address, we give none, the tunnel comes up", role: responder, at: sites,
 			swan:  func(c *lab.SwanConn) { c.Settings = []string{"vips = 0.0.0.0"} },
 			steps: carriesLittle},

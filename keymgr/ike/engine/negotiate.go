@@ -123,18 +123,11 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 		}
 		p.queued = append(p.queued, rule)
 	default:
-		path, ok := n.path(n.profiles[r.Peer], p.failures)
+		c, ok := n.dial(r.Peer)
 		if !ok {
 			return nil, whyNoAddress
 		}
-		policy := n.policy
-		c := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: now, slot: -1, peer: r.Peer}
-		c.make = func() (ike.Machine, error) { return n.e.cfg.Machines.Initiator(n.env, policy, r.Peer, path) }
-		n.cells[c] = true
-		n.e.stats.machines.Add(1)
-		p.connecting = c
 		t.assign(c, rule)
-		n.tellAddresses(c)
 		c.post(ike.CreateChild{Rule: rule, Packet: flow})
 	}
 	n.talks[rule] = t
@@ -149,6 +142,24 @@ func (n *node) negotiate(rule string, flow *ipsec.Flow, force bool) (*talk, stri
 		}
 	})
 	return t, ""
+}
+
+// dial makes the machine of an IKE SA with a peer that there is none with; false when
+// no address is known.
+func (n *node) dial(name string) (*cell, bool) {
+	p := n.peer(name)
+	path, ok := n.path(n.profiles[name], p.failures)
+	if !ok {
+		return nil, false
+	}
+	policy := n.policy
+	c := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: time.Now(), slot: -1, peer: name}
+	c.make = func() (ike.Machine, error) { return n.e.cfg.Machines.Initiator(n.env, policy, name, path) }
+	n.cells[c] = true
+	n.e.stats.machines.Add(1)
+	p.connecting = c
+	n.tellAddresses(c)
+	return c, true
 }
 
 // feed gives waiting negotiations to a peer's IKE SA, a few at a time.
@@ -230,6 +241,7 @@ func (n *node) failed(c *cell, f ike.Failure) {
 		p.fail(&n.e.cfg, f)
 		if p.connecting == c {
 			p.connecting = nil
+			p.tell(outcome{failure: &f})
 			if len(p.up) == 0 {
 				n.endQueued(p, f)
 			}

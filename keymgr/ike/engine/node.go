@@ -63,9 +63,10 @@ type childRef struct {
 
 // peer is what the engine knows of a peer profile of a node.
 type peer struct {
-	up         []*cell  // established, oldest first
-	connecting *cell    // an initiator that is not established yet
-	queued     []string // negotiations, by rule, that wait for an IKE SA with room
+	up         []*cell          // established, oldest first
+	connecting *cell            // an initiator that is not established yet
+	queued     []string         // negotiations, by rule, that wait for an IKE SA with room
+	waiters    []chan<- outcome // operators that wait for the IKE SA alone
 	backOff
 }
 
@@ -80,6 +81,14 @@ func (b *backOff) fail(c *Config, f ike.Failure) {
 	b.failures++
 	b.until = time.Now().Add(c.backOff(b.failures))
 	b.last = f
+}
+
+// tell answers those who wait for the IKE SA.
+func (p *peer) tell(o outcome) {
+	for _, w := range p.waiters {
+		w <- o // has room for one
+	}
+	p.waiters = nil
 }
 
 func newNode(e *Engine, name string) *node {
@@ -173,6 +182,7 @@ func (n *node) established(c *cell, info ike.Info) {
 	p := n.peer(c.peer)
 	p.up = append(p.up, c)
 	p.backOff = backOff{}
+	p.tell(outcome{})
 	if p.connecting == c {
 		p.connecting = nil
 	}
@@ -202,6 +212,7 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 		if p.connecting == c {
 			p.connecting = nil
 			p.fail(&n.e.cfg, f)
+			p.tell(outcome{failure: &f})
 		}
 		if len(p.up) == 0 && p.connecting == nil {
 			n.endQueued(p, f)

@@ -155,7 +155,7 @@ var advice = map[string]string{
 	whyNoPolicy:   "the node has no policy here: check its name, and that policyd serves it",
 	whyNoRule:     "check the rule's name with the node's effective policy",
 	whyNotSecure:  "only rules whose action is secure have SAs",
-	whyNoPeerName: "the rule names a peer that the node's policy does not have",
+	whyNoPeerName: "the node's policy does not have this peer: check the name with its effective policy",
 	whyNoAddress:  "the peer needs a remote address, of a family that the node's worker has too",
 	whyNoWorker:   "start the node's worker, or look at why it cannot reach the key manager",
 	whyTooMany:    "enough callers wait for this negotiation already",

@@ -114,14 +114,19 @@ func (n *Net) Add(name, addr string, policy *ipsec.NodePolicy) *Host {
 	return h
 }
 
-// Connect starts a negotiation with the first peer, for a rule.
+// Connect starts a negotiation with the first peer, for a rule; without one, of an
+// IKE SA without a CHILD SA.
 func (h *Host) Connect(rule string, packet *ipsec.Flow) *ikev2.Machine {
 	p := h.Policy.Peers[0]
 	m := ikev2.NewInitiator(h.env, h.Policy, p, ike.Path{Node: h.Name,
 		Local: netip.AddrPortFrom(h.Addr, 500), Remote: netip.AddrPortFrom(p.Remote[0], 500)})
 	h.Machines = append(h.Machines, m)
 	h.handle(m, h.addresses())
-	h.handle(m, ike.CreateChild{Rule: rule, Packet: packet})
+	if rule == "" {
+		h.handle(m, ike.Connect{})
+	} else {
+		h.handle(m, ike.CreateChild{Rule: rule, Packet: packet})
+	}
 	return m
 }
 

@@ -329,6 +329,10 @@ func (m *Machine) proven(o ownAuth) {
 		return
 	}
 	m.serve.auth.own = o
+	if childlessRequest(m.serve.auth.msg) {
+		m.answerAuth(nil, nil)
+		return
+	}
 	m.serveChild(m.serve.auth.msg)
 }
 

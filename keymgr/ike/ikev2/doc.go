@@ -21,7 +21,7 @@
 // it know that the initiator's new inbound SA is in place (RFC 7296 §2.8).
 //
 // Limitations: pre-shared keys only; a peer that wants certificates or EAP gets
-// AUTHENTICATION_FAILED. No configuration payload, no childless IKE SAs of our own making. A peer
+// AUTHENTICATION_FAILED. No configuration payload. A peer
 // is given up after about a minute of retransmissions, which is less than
 // RFC 7296 §2.4 asks for: see retransmit.go. NAT keepalives are the worker's.
 package ikev2

@@ -19,12 +19,12 @@ import (
 // CHILD SA (§2.21.2).
 var ikeAuthRows = []row{
 	{exchange: wire.IKEAuth,
-		required: []wire.PayloadType{wire.TypeIDi, wire.TypeSA, wire.TypeTSi, wire.TypeTSr},
-		optional: []wire.PayloadType{wire.TypeIDr, wire.TypeAUTH, wire.TypeCERT, wire.TypeCERTREQ, wire.TypeNotify},
+		required: []wire.PayloadType{wire.TypeIDi},
+		optional: []wire.PayloadType{wire.TypeSA, wire.TypeTSi, wire.TypeTSr, wire.TypeIDr, wire.TypeAUTH, wire.TypeCERT, wire.TypeCERTREQ, wire.TypeNotify},
 		handle:   (*Machine).authRequest},
 	{exchange: wire.IKEAuth, response: true,
-		required: []wire.PayloadType{wire.TypeIDr, wire.TypeAUTH, wire.TypeSA, wire.TypeTSi, wire.TypeTSr},
-		optional: []wire.PayloadType{wire.TypeCERT, wire.TypeNotify},
+		required: []wire.PayloadType{wire.TypeIDr, wire.TypeAUTH},
+		optional: []wire.PayloadType{wire.TypeSA, wire.TypeTSi, wire.TypeTSr, wire.TypeCERT, wire.TypeNotify},
 		handle:   (*Machine).authResponse},
 }
 
@@ -48,7 +48,13 @@ func (m *Machine) startAuth() {
 func (m *Machine) sendAuth(own ownAuth) {
 	t := m.task
 	var err error
-	if t.nego, err = m.propose(t.rule, t.packet, false); err != nil {
+	if m.childless() {
+		if !m.first.childless {
+			m.fail(m.failure(wire.IKEAuth, WhyUnsupported, "the peer makes no IKE SA without a CHILD SA: it sent no CHILDLESS_IKEV2_SUPPORTED",
+				"initiate a rule instead, or have the peer allow childless IKE SAs"))
+			return
+		}
+	} else if t.nego, err = m.propose(t.rule, t.packet, false); err != nil {
 		f := m.failure(wire.IKEAuth, WhyPolicy, err.Error(), adviceFor(err))
 		f.Rule = t.rule
 		m.fail(f)
@@ -66,7 +72,9 @@ func (m *Machine) sendAuth(own ownAuth) {
 	if m.first.offer.announces {
 		ps = append(ps, m.announce()...)
 	}
-	ps = append(ps, t.nego.payloads()...)
+	if t.nego != nil {
+		ps = append(ps, t.nego.payloads()...)
+	}
 	ps = append(ps, m.ppkPayloads(own)...)
 	m.request(wire.IKEAuth, append(ps, m.offerMobike()...)...)
 }
@@ -82,6 +90,11 @@ func (m *Machine) defaultID() {
 func (m *Machine) authRequest(msg *message) {
 	m.remoteID = msg.idi.Identity
 	m.serve.auth = &authServe{msg: msg}
+	if !childlessRequest(msg) && (msg.sa == nil || msg.tsi == nil || msg.tsr == nil) {
+		m.refuse(wire.InvalidSyntax)
+		m.fail(m.failure(wire.IKEAuth, wire.InvalidSyntax.String(), "a part of the SA, TSi and TSr payloads is missing", "report this to the maker of the peer's IKE implementation"))
+		return
+	}
 	if msg.auth == nil {
 		m.refuseAuth(WhyUnsupported, "the peer asks for EAP (it sent no AUTH), which is not supported here", "configure a pre-shared key or a certificate on the peer")
 		return
@@ -159,7 +172,7 @@ func (m *Machine) refuseAuth(why, detail, advice string) {
 }
 
 // answerAuth is the responder's response: with the CHILD SA n, or with the notify
-// that refuses it.
+// that refuses it; with neither when none was asked for.
 func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	own := m.serve.auth.own
 	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}}, own.certPayloads()...)
@@ -167,9 +180,10 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	if m.first.ppk.applied {
 		ps = append(ps, &wire.Notify{Message: wire.PPKIdentity}) // RFC 8784 §3: it is used
 	}
-	if refusal != nil {
+	switch {
+	case refusal != nil:
 		ps = append(ps, refusal)
-	} else {
+	case n != nil:
 		ps = append(ps, n.payloads()...)
 	}
 	m.readMobike(m.serve.auth.msg)
@@ -222,7 +236,9 @@ func (m *Machine) authResponse(msg *message) {
 // authenticated goes on with a responder that is who it says.
 func (m *Machine) authenticated(msg *message) {
 	n := m.task.nego
-	n.ni, n.nr = m.first.ni, m.first.nr
+	if n != nil {
+		n.ni, n.nr = m.first.ni, m.first.nr
+	}
 	m.readMobike(msg)
 	m.established()
 	m.scheduleReauth()
@@ -230,6 +246,10 @@ func (m *Machine) authenticated(msg *message) {
 	m.emit(ike.Established{})
 	if msg.notify(wire.InitialContact) != nil && m.remoteAuth != kindNull {
 		m.emit(ike.InitialContact{Peer: m.peer.Name, RemoteID: m.remoteID})
+	}
+	if n == nil {
+		m.task = nil
+		return
 	}
 	m.childAnswered(msg)
 }

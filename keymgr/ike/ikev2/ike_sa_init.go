@@ -34,21 +34,22 @@ const refusedWait = 2 * time.Second
 
 // firstContact is what IKE_AUTH needs of IKE_SA_INIT.
 type firstContact struct {
-	ni, nr   []byte
-	request  []byte // the messages as they were on the wire: both are signed
-	response []byte
-	answer   *choice
-	cookie   []byte
-	cookies  int // COOKIE answers followed
-	methods  int // INVALID_KE_PAYLOAD answers followed
-	reply    ike.Path
-	more     intermediate
-	public   []byte // the initiator's half of the key exchange, as the responder has it
-	secrets  []ipsec.Secret
-	offer    authOffer
-	judged   *message // IKE_AUTH of the peer
-	missing  []string // why our methods could not be used
-	ppk      ppkUse
+	ni, nr    []byte
+	request   []byte // the messages as they were on the wire: both are signed
+	response  []byte
+	answer    *choice
+	cookie    []byte
+	cookies   int // COOKIE answers followed
+	methods   int // INVALID_KE_PAYLOAD answers followed
+	reply     ike.Path
+	more      intermediate
+	childless bool   // the peer can make an IKE SA without a CHILD SA (childless.go)
+	public    []byte // the initiator's half of the key exchange, as the responder has it
+	secrets   []ipsec.Secret
+	offer     authOffer
+	judged    *message // IKE_AUTH of the peer
+	missing   []string // why our methods could not be used
+	ppk       ppkUse
 }
 
 // startConnect is the initiator's first step.
@@ -221,6 +222,7 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 		ps = append(ps, fragmentationSupported())
 	}
 	ps = append(ps, intermediateSupported(len(f.more.methods) > 0)...)
+	ps = append(ps, childlessSupported())
 	ps = append(ps, m.certReq()...)
 	ps = append(ps, m.hashNotify()...)
 	ps = append(ps, m.announce()...)
@@ -293,6 +295,7 @@ func (m *Machine) initResponse(msg *message) {
 	m.spiR = msg.SPIr
 	m.task.refused = nil
 	m.detectNAT(msg)
+	f.childless = msg.notify(wire.ChildlessSupported) != nil
 	m.frag.agreed = msg.notify(wire.IKEv2FragmentationSupported) != nil
 	m.finish(msg.ke.Data)
 }

@@ -166,6 +166,8 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 		m.tick()
 	case ike.CreateChild:
 		m.createChild(ev)
+	case ike.Connect:
+		m.connect()
 	case ike.RekeyChild:
 		m.rekeyChild(ev.Child)
 	case ike.RekeyIKE:

@@ -54,6 +54,7 @@ const (
 	Cookie2                   NotifyType = 16401
 	NoNATsAllowed             NotifyType = 16402
 
+	ChildlessSupported            NotifyType = 16418 // RFC 6023
 	IKEv2FragmentationSupported   NotifyType = 16430 // RFC 7383
 	IntermediateExchangeSupported NotifyType = 16438 // RFC 9242
 	AdditionalKeyExchange         NotifyType = 16441 // RFC 9370

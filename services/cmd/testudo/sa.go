@@ -87,18 +87,24 @@ func (c *cli) saList() *cobra.Command {
 
 func (c *cli) saInitiate() *cobra.Command {
 	var timeout time.Duration
+	var childless bool
 	cmd := &cobra.Command{
-		Use:   "initiate NODE RULE",
+		Use:   "initiate NODE RULE | --childless NODE PEER",
 		Short: "Negotiate for a rule now instead of at the first packet",
-		Long:  "initiate negotiates for a rule of `testudo policy effective NODE` and waits until its CHILD SA is in place, or says why not.",
-		Args:  cobra.ExactArgs(2),
+		Long: "initiate negotiates for a rule of `testudo policy effective NODE` and waits until its CHILD SA is in place, or says why not.\n" +
+			"With --childless it makes an IKE SA with a peer of that policy and no CHILD SA (RFC 6023), so that the first packet waits for less.",
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kc, err := c.keymgr()
 			if err != nil {
 				return err
 			}
 			start := time.Now()
-			r, err := kc.Initiate(cmd.Context(), &keymgrv1.InitiateRequest{Node: args[0], Rule: args[1], Timeout: durationpb.New(timeout)})
+			req := &keymgrv1.InitiateRequest{Node: args[0], Rule: args[1], Timeout: durationpb.New(timeout)}
+			if childless {
+				req.Rule, req.Peer = "", args[1]
+			}
+			r, err := kc.Initiate(cmd.Context(), req)
 			if err != nil {
 				return err
 			}
@@ -107,11 +113,16 @@ func (c *cli) saInitiate() *cobra.Command {
 				return err
 			}
 			return c.print(cmd.OutOrStdout(), v, func(t *table) {
+				if childless {
+					t.line("IKE SA with %s up in %s", args[1], time.Since(start).Round(time.Millisecond))
+					return
+				}
 				t.line("child %d up in %s: %s, %s", r.GetChild().GetId(), time.Since(start).Round(time.Millisecond), r.GetChild().GetSuite(), strings.Join(r.GetChild().GetSelectors(), ", "))
 			})
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait")
+	cmd.Flags().BoolVar(&childless, "childless", false, "make an IKE SA without a CHILD SA, with a peer instead of for a rule")
 	return cmd
 }
 

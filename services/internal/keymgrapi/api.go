@@ -95,7 +95,20 @@ func (s *Server) Initiate(ctx context.Context, r *keymgrv1.InitiateRequest) (*ke
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c, err := s.Engine.Initiate(ctx, r.GetNode(), r.GetRule())
+	if (r.GetRule() == "") == (r.GetPeer() == "") {
+		return nil, status.Error(codes.InvalidArgument, "name a rule, or a peer for an IKE SA without a CHILD SA; `testudo policy effective` shows both")
+	}
+	resp, what := &keymgrv1.InitiateResponse{}, "CHILD SA for rule "+r.GetRule()
+	var err error
+	if r.GetPeer() != "" {
+		what = "IKE SA with peer " + r.GetPeer()
+		err = s.Engine.Connect(ctx, r.GetNode(), r.GetPeer())
+	} else {
+		var c ike.Child
+		if c, err = s.Engine.Initiate(ctx, r.GetNode(), r.GetRule()); err == nil {
+			resp.Child = toChild(c)
+		}
+	}
 	var failed *engine.FailedError
 	switch {
 	case errors.As(err, &failed):
@@ -107,11 +120,11 @@ func (s *Server) Initiate(ctx context.Context, r *keymgrv1.InitiateRequest) (*ke
 		}
 		return nil, status.Error(codes.FailedPrecondition, strings.Join(text, ": "))
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, status.Errorf(codes.DeadlineExceeded, "no CHILD SA for rule %s within %s; `testudo ike explain` may tell why", r.GetRule(), timeout)
+		return nil, status.Errorf(codes.DeadlineExceeded, "no %s within %s; `testudo ike explain` may tell why", what, timeout)
 	case err != nil:
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	return &keymgrv1.InitiateResponse{Child: toChild(c)}, nil
+	return resp, nil
 }
 
 // Rekey replaces a CHILD SA or an IKE SA.

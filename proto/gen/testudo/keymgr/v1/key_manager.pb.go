@@ -726,7 +726,9 @@ type InitiateRequest struct {
 	// Rule to negotiate for.
 	Rule string `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
 	// How long to wait for the CHILD SA; absent for 10 seconds.
-	Timeout       *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Peer to make an IKE SA with, without a CHILD SA (RFC 6023); instead of rule.
+	Peer          string `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,10 +784,17 @@ func (x *InitiateRequest) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *InitiateRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
 // Response of Initiate.
 type InitiateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The CHILD SA that came up, or was up already.
+	// The CHILD SA that came up, or was up already; absent when a peer was named.
 	Child         *ChildSa `protobuf:"bytes,1,opt,name=child,proto3" json:"child,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1970,11 +1979,12 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"sasDesired\x12#\n" +
 	"\rsas_installed\x18\x06 \x01(\rR\fsasInstalled\x12\x1a\n" +
 	"\bsoftware\x18\a \x01(\tR\bsoftware\x12\x1b\n" +
-	"\tlast_nack\x18\b \x01(\tR\blastNack\"n\n" +
+	"\tlast_nack\x18\b \x01(\tR\blastNack\"\x82\x01\n" +
 	"\x0fInitiateRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x123\n" +
-	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"D\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x12\n" +
+	"\x04peer\x18\x04 \x01(\tR\x04peer\"D\n" +
 	"\x10InitiateResponse\x120\n" +
 	"\x05child\x18\x01 \x01(\v2\x1a.testudo.keymgr.v1.ChildSaR\x05child\"_\n" +
 	"\fRekeyRequest\x12\x12\n" +
