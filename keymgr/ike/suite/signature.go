@@ -40,7 +40,7 @@ type Scheme struct {
 	Algorithm []byte             // AlgorithmIdentifier, DER (method 14)
 	Legacy    bool               // only with allowLegacy
 
-	also []byte // another encoding of Algorithm that peers may send
+	also [][]byte // other encodings of Algorithm that peers may send
 	form form
 	hash crypto.Hash
 	bits int // of the one curve it is for, 0 for any
@@ -65,20 +65,22 @@ func der(tag byte, parts ...string) string {
 func sequence(parts ...string) string { return der(0x30, parts...) }
 
 // pkcs1 has NULL parameters; RFC 4055 §5 wants absent ones accepted too.
-func pkcs1(n string) (algorithm, also []byte) {
-	return []byte(sequence(oidRSA, n, derNull)), []byte(sequence(oidRSA, n))
+func pkcs1(n string) (algorithm []byte, also [][]byte) {
+	return []byte(sequence(oidRSA, n, derNull)), [][]byte{[]byte(sequence(oidRSA, n))}
 }
 
-// pss has all four parameters: leaving them out means SHA-1. The hash's own
-// parameters are NULL, or absent (RFC 4055 §2.1).
-func pss(hash string, salt byte) (algorithm, also []byte) {
-	with := func(null string) []byte {
+// pss names the hashes and the salt: leaving them out means SHA-1. The hash's own
+// parameters are NULL, or absent (RFC 4055 §2.1). The trailer is written in RFC 7427
+// A.4.3, and left out by who follows DER, as strongSwan does: it has a default.
+func pss(hash string, salt byte) (algorithm []byte, also [][]byte) {
+	with := func(null, trailer string) []byte {
 		h := sequence(oidSHA2, hash, null)
 		return []byte(sequence(oidRSA, "\x0a", sequence(
 			der(0xa0, h), der(0xa1, sequence(oidRSA, "\x08", h)),
-			der(0xa2, "\x02\x01", string([]byte{salt})), der(0xa3, "\x02\x01\x01"))))
+			der(0xa2, "\x02\x01", string([]byte{salt})), trailer)))
 	}
-	return with(derNull), with("")
+	trailer := der(0xa3, "\x02\x01\x01")
+	return with(derNull, trailer), [][]byte{with(derNull, ""), with("", trailer), with("", "")}
 }
 
 func ecdsaWith(n string) []byte { return []byte(sequence(oidECDSA, n)) }
@@ -94,7 +96,7 @@ func ecdsaWith(n string) []byte { return []byte(sequence(oidECDSA, n)) }
 //     a shorter one would be the weakest part. See forKey.
 //   - SHA-1 last, and never in method 14 (MUST NOT in RFC 8247 §3.2).
 var schemes = func() []*Scheme {
-	rsaRow := func(name string, f form, h wire.HashAlgorithm, ch crypto.Hash, algorithm, also []byte) *Scheme {
+	rsaRow := func(name string, f form, h wire.HashAlgorithm, ch crypto.Hash, algorithm []byte, also [][]byte) *Scheme {
 		return &Scheme{Name: name, Method: wire.AuthSignature, Hash: h, Algorithm: algorithm, also: also, form: f, hash: ch}
 	}
 	pss256, pss256also := pss("\x01", 32)
@@ -165,7 +167,7 @@ func (a Accepts) takes(s *Scheme) bool {
 }
 
 func (s *Scheme) is(algorithm []byte) bool {
-	return bytes.Equal(s.Algorithm, algorithm) || s.also != nil && bytes.Equal(s.also, algorithm)
+	return bytes.Equal(s.Algorithm, algorithm) || slices.ContainsFunc(s.also, func(a []byte) bool { return bytes.Equal(a, algorithm) })
 }
 
 // ChooseScheme is the best scheme for a key that the verifier takes.

@@ -278,3 +278,17 @@ func TestUnfitKeysAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// strongSwan 5.9.8 sends this for rsa/pss-sha256: it leaves out the trailer, which
+// has a default, as DER wants it; RFC 7427 A.4.3 writes it.
+func TestPSSWithoutATrailerIsTheSameScheme(t *testing.T) {
+	algorithm, err := hex.DecodeString("304106092a864886f70d01010a3034a00f300d06096086480165030402010500a11c301a06092a864886f70d010108300d06096086480165030402010500a203020120")
+	if err != nil {
+		t.Fatal(err)
+	}
+	auth := &wire.Auth{Method: wire.AuthSignature, Data: wire.SignatureAuth{Algorithm: algorithm, Signature: []byte{1}}.Append(nil)}
+	s, _, err := FindScheme(auth, Accepts{Hashes: Hashes()})
+	if err != nil || s.Name != "rsa-pss-sha256" {
+		t.Errorf("got %v, %v", s, err)
+	}
+}
