@@ -121,6 +121,11 @@ func (m *Machine) authRequest(msg *message) {
 func (m *Machine) refuseStranger() {
 	msg := m.serve.auth.msg
 	if p, ok := m.whoIs(msg, ""); ok {
+		if kind := kindOf(msg.auth.Method); kind == kindCertificate && slices.Contains(kinds(p, ipsec.AuthMethod.Remote), kind) {
+			m.refuseAuth(WhyPeerID, fmt.Sprintf("the identity %s is not one that the policy accepts: it is outside the peerIdentity of the certificate methods of peer %s", msg.idi.Identity, p.Name),
+				"change certificate.peerIdentity if this peer is meant, or the identity on the peer")
+			return
+		}
 		m.refuseAuth(WhyUnsupported, fmt.Sprintf("the peer authenticates with %s, the policy for peer %s accepts %s", msg.auth.Method, p.Name, list(kinds(p, ipsec.AuthMethod.Remote))),
 			"configure one of these on the peer, or add the peer's to our policy")
 		return
