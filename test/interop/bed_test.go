@@ -78,6 +78,11 @@ func newBed(t *testing.T, s scenario) *bed {
 		files["ca.pem"], files["us.pem"], files["us-key.pem"] = ca.PEM(), mine.Chain, mine.Key
 		b.conn.Cert, b.conn.CAs = &theirs, []*lab.CA{ca}
 	}
+	if s.made != nil {
+		m := s.made(t)
+		maps.Copy(files, m.files())
+		b.conn.PSK, b.conn.Cert, b.conn.CAs, b.conn.CRLs = ipsec.Secret{}, &m.theirs, []*lab.CA{lab.ReadCA(t, m.trust)}, m.crls()
+	}
 	if s.swan != nil {
 		s.swan(&b.conn)
 	}

@@ -37,6 +37,7 @@ type scenario struct {
 	swan  func(*lab.SwanConn) // changes the connection that matches the default policy; nil for none
 	peer  lab.SwanOptions
 	certs func(*lab.CA) (ours, theirs lab.Cert) // of one CA; nil for none
+	made  func(*testing.T) made                 // of a PKI that is not the lab's; nil for none
 	files map[string]string                     // more of keymgrd's secrets
 	steps func(*bed)
 }
@@ -63,5 +64,5 @@ func twice(rows ...scenario) []scenario {
 }
 
 func scenarios() []scenario {
-	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), certificates(), repeated(), networks(), mobike(), extras(), fragments(), hybrids())
+	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), endings(), refusals(), certificates(), pkis(), repeated(), networks(), mobike(), extras(), fragments(), hybrids())
 }

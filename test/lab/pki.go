@@ -38,6 +38,20 @@ type Cert struct {
 // NewCA makes a root; intermediates come from Intermediate.
 func NewCA(t testing.TB, name string) *CA { return makeCA(t, name, nil) }
 
+// ReadCA is a CA that somebody else made, to be trusted: it issues nothing here.
+func ReadCA(t testing.TB, text string) *CA {
+	t.Helper()
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		t.Fatal("lab: the CA is not PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal("lab:", err)
+	}
+	return &CA{t: t, cert: cert}
+}
+
 // Intermediate makes a CA below.
 func (ca *CA) Intermediate(name string) *CA { return makeCA(ca.t, name, ca) }
 

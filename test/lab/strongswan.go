@@ -34,9 +34,10 @@ type SwanConn struct {
 	LocalID       string
 	RemoteID      string
 	PSK           ipsec.Secret
-	Cert          *Cert  // authenticate with it instead of the PSK
-	CAs           []*CA  // accept a certificate of these from the peer, instead of the PSK
-	LocalAuth     string // what it is called in swanctl.conf; "" for pubkey or psk
+	Cert          *Cert    // authenticate with it instead of the PSK
+	CAs           []*CA    // accept a certificate of these from the peer, instead of the PSK
+	CRLs          []string // in PEM
+	LocalAuth     string   // what it is called in swanctl.conf; "" for pubkey or psk
 	RemoteAuth    string
 	PPKID         string // a postquantum preshared key, and its identifier
 	PPK           ipsec.Secret
@@ -54,6 +55,7 @@ type SwanConn struct {
 	// Further lines of the connection and of its CHILD SA in swanctl.conf, such as
 	// "mobike = yes". A setting written here wins over a field and is not checked.
 	Settings, ChildSettings []string
+	RemoteSettings          []string // of its remote section, such as "revocation = strict"
 	// More CHILD SAs, which differ from the first in their name and selectors only.
 	More []SwanSelectors
 }
@@ -229,6 +231,9 @@ func (c SwanConn) writeConnection(b *strings.Builder) {
 	b.WriteString("\t\t}\n\t\tremote {\n")
 	set(3, "auth", cmp.Or(c.RemoteAuth, authOf(c.CAs != nil)))
 	set(3, "id", c.RemoteID)
+	for _, line := range c.RemoteSettings {
+		fmt.Fprintf(b, "\t\t\t%s\n", line)
+	}
 	b.WriteString("\t\t}\n\t\tchildren {\n")
 	for _, ts := range append([]SwanSelectors{{c.Name, c.LocalTS, c.RemoteTS}}, c.More...) {
 		fmt.Fprintf(b, "\t\t\t%s {\n", ts.Name)

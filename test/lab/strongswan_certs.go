@@ -28,6 +28,9 @@ func (s *StrongSwan) writeCerts(c SwanConn) {
 	for i, ca := range c.CAs {
 		write("x509ca", fmt.Sprintf("%s-ca-%d.pem", c.Name, i), ca.PEM())
 	}
+	for i, crl := range c.CRLs {
+		write("x509crl", fmt.Sprintf("%s-%d.pem", c.Name, i), crl)
+	}
 }
 
 func (c SwanConn) certFile() string { return c.Name + ".pem" }
