@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// recvBatch is how many messages, each perhaps a train, one receive takes.
+	// recvBatch is how many messages one receive takes where each may be a train.
+	// From a raw socket, which knows no trains, it takes a burst.
 	recvBatch = 16
 	// spiSlots is the size of a worker's memory of inbound SAs.
 	spiSlots = 256
@@ -55,6 +56,9 @@ type spiSlot struct {
 
 func newInWorker(e *Engine, s *Socket, t netio.Tun) *inWorker {
 	w := &inWorker{e: e, sock: s, msgs: make([]netio.Message, recvBatch)}
+	if s.Port == 0 {
+		w.msgs = make([]netio.Message, burst)
+	}
 	for i := range w.msgs {
 		w.msgs[i].Data = make([]byte, 0, netio.MaxPacket)
 	}
