@@ -122,6 +122,8 @@ bench-dataplane: build ## Measure our workers beside wireguard-go and strongSwan
 	@mkdir -p $(RIVALS)
 	cd test/rivals && GOWORK=off go build -trimpath -o $(RIVALS)/wireguard-go golang.zx2c4.com/wireguard
 	go build -trimpath -tags testudo_null_cipher -o $(RIVALS)/workerd-null ./services/cmd/workerd
+	go test -run '^$$' -bench 'Ratio/(seal|open)/aes128gcm16/(64|1400)' ./dataplane/esp
+	go test -run '^$$' -bench 'InstalledSAs|Train/.*/tunnel|Single' -benchmem ./dataplane/engine
 	TESTUDO_BENCH=$(RIVALS) go test -count 1 -timeout 60m -run TestDataplane -v ./test/bench
 
 .PHONY: bench-ike

@@ -4,7 +4,10 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,7 +65,8 @@ func BenchmarkOpen(b *testing.B) {
 }
 
 // BenchmarkRatio runs ESP and the bare primitives in turns of a few microseconds,
-// so that both see the same machine, and reports ours ÷ theirs from the medians.
+// so that both see the same machine, and reports ours ÷ theirs from the medians, and
+// ours in cycles of the frequency that the kernel names.
 func BenchmarkRatio(b *testing.B) {
 	for _, s := range suites {
 		for _, n := range benchSizes {
@@ -159,6 +163,21 @@ func inTurns(b *testing.B, name string, ours, theirs func()) {
 		b.ReportMetric(x, "ns/esp")
 		b.ReportMetric(y, "ns/bare")
 		b.ReportMetric(x/y, "ratio")
+		if ghz := frequency(); ghz != 0 {
+			b.ReportMetric(x*ghz, "cycles/esp")
+		}
 		b.ReportMetric(0, "ns/op")
 	})
+}
+
+// frequency is that of the first processor in GHz, 0 if it is not known.
+func frequency() float64 {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.SplitSeq(string(text), "\n") {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "cpu MHz" {
+			mhz, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return mhz / 1000
+		}
+	}
+	return 0
 }
