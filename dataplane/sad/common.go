@@ -39,9 +39,8 @@ type common struct {
 	errors  atomic.Uint64
 	used    atomic.Int64 // Unix nanoseconds of the last packet; 0 for none
 
-	softAt, hardAt int64 // Unix nanoseconds; 0 for none
+	softAt, hardAt int64 // Unix nanoseconds; 0 for none, softAt also once it has passed
 	heapAt         int   // index in deadlines plus 1; 0 when not there
-	due            int64
 }
 
 func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {

@@ -9,15 +9,17 @@ import (
 type deadlines struct{ h dueHeap }
 
 func (d *deadlines) add(c *common) {
-	switch {
-	case c.softAt != 0 && (c.hardAt == 0 || c.softAt < c.hardAt):
-		c.due = c.softAt
-	case c.hardAt != 0:
-		c.due = c.hardAt
-	default:
-		return
+	if c.due() != 0 {
+		heap.Push(&d.h, c)
 	}
-	heap.Push(&d.h, c)
+}
+
+// due is the next time limit in Unix nanoseconds, 0 for none.
+func (c *common) due() int64 {
+	if c.softAt != 0 && (c.hardAt == 0 || c.softAt < c.hardAt) {
+		return c.softAt
+	}
+	return c.hardAt
 }
 
 func (d *deadlines) remove(c *common) {
@@ -30,21 +32,21 @@ func (d *deadlines) next() (time.Time, bool) {
 	if len(d.h) == 0 {
 		return time.Time{}, false
 	}
-	return time.Unix(0, d.h[0].due), true
+	return time.Unix(0, d.h[0].due()), true
 }
 
 func (d *deadlines) advance(now time.Time) {
 	t := now.UnixNano()
-	for len(d.h) > 0 && d.h[0].due <= t {
+	for len(d.h) > 0 && d.h[0].due() <= t {
 		c := d.h[0]
 		if c.softAt != 0 && c.softAt <= t {
 			c.meet(softTime)
+			c.softAt = 0
 		}
 		if c.hardAt != 0 && c.hardAt <= t {
 			c.meet(hardTime)
 		}
 		if c.hardAt > t {
-			c.due = c.hardAt
 			heap.Fix(&d.h, 0)
 			continue
 		}
@@ -56,7 +58,7 @@ func (d *deadlines) advance(now time.Time) {
 type dueHeap []*common
 
 func (h dueHeap) Len() int           { return len(h) }
-func (h dueHeap) Less(i, j int) bool { return h[i].due < h[j].due }
+func (h dueHeap) Less(i, j int) bool { return h[i].due() < h[j].due() }
 func (h dueHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].heapAt, h[j].heapAt = i+1, j+1
