@@ -114,6 +114,10 @@ type NodePolicy struct {
 	Peers     []Peer // by Name
 	Default   Action // for a packet that no rule matches: permit or block
 
+	// FailClosed: while no worker runs, also before it starts and after a clean
+	// stop, what the rules secure stays blocked.
+	FailClosed bool
+
 	byPeer map[string][]int // rules by peer, made by Index
 	byName map[string]int   // peers by name, made by Index
 }

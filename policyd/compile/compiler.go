@@ -147,7 +147,7 @@ func (c *Compiler) node(n *model.Node, errs *mistakes) Compiled {
 	})
 	b.conflicts()
 
-	out.Policy.Default = p.Default
+	out.Policy.Default, out.Policy.FailClosed = p.Default, p.FailClosed
 	out.Policy.Rules = make([]ipsec.Rule, len(b.rules))
 	out.Origins = make([]Origin, len(b.rules))
 	for i, r := range b.rules {

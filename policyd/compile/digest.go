@@ -11,13 +11,14 @@ import (
 
 // Settings is what a node policy says besides its rules and peers.
 type Settings struct {
-	Addresses []netip.Addr
-	Default   ipsec.Action
+	Addresses  []netip.Addr
+	Default    ipsec.Action
+	FailClosed bool
 }
 
 // SettingsOf picks the settings out of a node policy.
 func SettingsOf(p ipsec.NodePolicy) Settings {
-	return Settings{Addresses: p.Addresses, Default: p.Default}
+	return Settings{Addresses: p.Addresses, Default: p.Default, FailClosed: p.FailClosed}
 }
 
 // RuleVersion, PeerVersion and SettingsVersion name a content: equal content
@@ -95,6 +96,7 @@ func SettingsVersion(s Settings) string {
 	d := make(digest, 0, 64)
 	d.addrs(s.Addresses)
 	d.number(uint64(s.Default))
+	d.flag(s.FailClosed)
 	return d.sum()
 }
 

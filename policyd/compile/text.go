@@ -12,7 +12,9 @@ import (
 // secure ones protect, and its peers.
 func Text(p ipsec.NodePolicy) string {
 	var w strings.Builder
-	fmt.Fprintf(&w, "node %s, addresses %s, default %s\n", p.Node, join(p.Addresses), p.Default)
+	fmt.Fprintf(&w, "node %s, addresses %s, default %s", p.Node, join(p.Addresses), p.Default)
+	flag(&w, p.FailClosed, "fail closed")
+	w.WriteByte('\n')
 	for _, r := range p.Rules {
 		fmt.Fprintf(&w, "%016x %-4s %-6s %s  %s\n", r.Weight, r.Direction, r.Action, r.Selector, r.Name)
 		if t := r.Template; t != nil {

@@ -16,6 +16,7 @@ type Policy struct {
 	KeyExchange KeyExchange
 	Rules       []Rule
 	Default     ipsec.Action // for what no rule matches: permit (the default) or block
+	FailClosed  bool         // what is secured stays blocked while no worker runs
 }
 
 // KeyExchange is how IKE SAs are made.
@@ -105,6 +106,7 @@ func readPolicy(v value, m Meta) *Policy {
 				v.want("permit or block")
 			}
 		}},
+		key{"failClosed", false, func(v value) { p.FailClosed = v.boolean() }},
 		key{"defaultResponse", false, func(v value) {
 			if v.boolean() {
 				v.fail("answering IKE from peers that no rule names (the default response rule) is not enforced yet; leave it out: a node always answers the peers its rules name")

@@ -83,7 +83,7 @@ func New(t testing.TB, l *lab.Lab, o Options) *Fleet {
 	f.Keymgrd.Start()
 	for i, h := range o.Hosts {
 		args := append(f.tls("worker-"+Name(h)), "--node", Name(h), "--admin", "unix://"+Admin(h),
-			"--state", filepath.Join(h.Dir(), "state"))
+			"--state", State(h))
 		if f.mtls {
 			args = append(args, "--policyd", controlAddr(i)+":7401", "--keymgrd", controlAddr(i)+":7402")
 		} else {
@@ -101,6 +101,9 @@ func New(t testing.TB, l *lab.Lab, o Options) *Fleet {
 
 // Name is what a host is called in policy.
 func Name(h *lab.Node) string { return strings.ToLower(h.Name) }
+
+// State is where a host's worker keeps its policy.
+func State(h *lab.Node) string { return filepath.Join(h.Dir(), "state") }
 
 // Worker is the workerd of a host, by the host's name in policy.
 func (f *Fleet) Worker(host string) *Daemon {

@@ -25,7 +25,8 @@ type Config struct {
 	// node's addresses.
 	MTU int
 
-	// FailClosed keeps the nftables table and the blackhole after Close too.
+	// FailClosed keeps the nftables table and the blackhole after Close too,
+	// whatever the policy says.
 	FailClosed bool
 
 	// Ports of IKE and of IKE and ESP in UDP; default 500 and 4500.

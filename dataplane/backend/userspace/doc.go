@@ -16,6 +16,7 @@
 //
 // When the process dies the kernel removes the TUN; the table and the blackhole
 // stay, so that nothing that policy secures goes out or comes in in clear. The
-// next Start takes them over. Close removes everything, or with FailClosed only
-// the TUN.
+// next Start takes them over. Close removes everything, or with FailClosed, in the
+// configuration or in the policy, only the TUN. Block puts them there before a
+// worker has ever run, at boot.
 package userspace

@@ -358,7 +358,7 @@ func (b *Backend) Close() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		var errs []error
-		if !b.cfg.FailClosed {
+		if !b.cfg.FailClosed && (b.policy == nil || !b.policy.FailClosed) {
 			// The capture rules go before the TUN, so that nothing is dropped
 			// that would go in clear a moment later anyway.
 			errs = append(errs, removeRuleset(&b.cfg), removeRouting(&b.cfg))
@@ -372,6 +372,28 @@ func (b *Backend) Close() error {
 		b.err = errors.Join(errs...)
 	})
 	return b.err
+}
+
+// Block puts on the host what a worker that was killed leaves there: what the policy
+// secures is dropped, what it blocks too, until a backend of this configuration
+// starts and takes over. It needs no device, and none of the node's addresses.
+func Block(cfg Config, p *ipsec.NodePolicy) error {
+	if err := cfg.fill(); err != nil {
+		return fmt.Errorf("block: %w", err)
+	}
+	underlay := cfg.MTU
+	if underlay == 0 {
+		underlay = defaultMTU
+	}
+	// The blackhole is there before anything is marked for it.
+	err := addBlackholes(&cfg)
+	if err == nil {
+		err = applyRuleset(&cfg, p, innerMTU(p, underlay))
+	}
+	if err != nil {
+		return fmt.Errorf("block: %w", err)
+	}
+	return nil
 }
 
 // Cleanup removes from the host what a backend of this configuration may have

@@ -33,10 +33,20 @@ type peerView struct {
 }
 
 type effective struct {
-	Revision uint64     `json:"revision"`
-	Default  string     `json:"default"`
-	Rules    []ruleView `json:"rules"`
-	Peers    []peerView `json:"peers"`
+	Revision uint64 `json:"revision"`
+	Default  string `json:"default"`
+
+	FailClosed bool `json:"failClosed"`
+
+	Rules []ruleView `json:"rules"`
+	Peers []peerView `json:"peers"`
+}
+
+func (e effective) withoutWorker() string {
+	if e.FailClosed {
+		return "blocked"
+	}
+	return "permitted after a clean stop and before the first start"
 }
 
 func suites(ps []ipsec.Proposal) []string {
@@ -84,7 +94,7 @@ func viewPeer(m *policyv1.Peer) (peerView, error) {
 }
 
 func effectiveView(r *policyv1.EffectiveResponse) (effective, error) {
-	v := effective{Revision: r.GetVersion().GetRevision(), Default: action(r.GetSettings().GetDefaultAction())}
+	v := effective{Revision: r.GetVersion().GetRevision(), Default: action(r.GetSettings().GetDefaultAction()), FailClosed: r.GetSettings().GetFailClosed()}
 	for _, m := range r.GetRules() {
 		rv, err := viewRule(m)
 		if err != nil {

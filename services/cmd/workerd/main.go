@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,8 +25,7 @@ import (
 )
 
 func main() {
-	host, _ := os.Hostname()
-	o := defaults(host)
+	o := defaults(hostname())
 	cmd := (&daemon.Daemon{
 		Name:  "workerd",
 		Short: "Filter, encrypt and decrypt the traffic of one host",
@@ -36,14 +34,19 @@ keeps enforcing what it has when they are away. It holds no long-term secret and
 no state that they cannot give again: kill it, start it, traffic goes on.
 
 It needs CAP_NET_ADMIN and CAP_NET_RAW, and CAP_NET_BIND_SERVICE for UDP 500. A
-clean stop takes away all that it put on the host. After a crash what policy
-protects stays blocked, so that nothing goes out in clear; the next start takes
-over, and "workerd cleanup" removes it.`,
+clean stop takes away all that it put on the host, unless policy says failClosed.
+After a crash what policy protects stays blocked, so that nothing goes out in clear;
+the next start takes over, and "workerd cleanup" removes it.`,
 		Config: o,
 		Run:    func(ctx context.Context, log *slog.Logger) error { return run(ctx, log, o) },
 	}).Command()
-	cmd.AddCommand(cleanup())
+	cmd.AddCommand(cleanup(), block())
 	daemon.Execute(cmd)
+}
+
+func hostname() string {
+	host, _ := os.Hostname()
+	return host
 }
 
 // backendConfig is what the options say of the packet path. Two workers on one
@@ -91,7 +94,7 @@ func run(ctx context.Context, log *slog.Logger, o *options) (err error) {
 
 	feed := &feedclient.Client{
 		Conn: policyd, Subscriber: o.Node, Role: "worker", Node: o.Node, Log: log,
-		File: filepath.Join(o.State, "policy"),
+		File: policyFile(o),
 		Use: func(ctx context.Context, node string, p *ipsec.NodePolicy) error {
 			if p == nil {
 				p = &ipsec.NodePolicy{Node: node, Default: ipsec.ActionPermit}

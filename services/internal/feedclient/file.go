@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/testudo-ipsec/testudo/ipsec"
 	policyv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/policy/v1"
 )
 
@@ -48,14 +49,7 @@ func (c *Client) loadFile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b, err = unseal(b); err != nil {
-		return err
-	}
-	d := &policyv1.SubscribeResponse{}
-	if err := proto.Unmarshal(b, d); err != nil {
-		return err
-	}
-	next, nodes, err := c.state.with(d)
+	next, nodes, err := c.state.read(b)
 	if err != nil {
 		return err
 	}
@@ -65,6 +59,33 @@ func (c *Client) loadFile(ctx context.Context) error {
 	c.fromFile.Store(true)
 	c.Log.Info("last-known-good policy in force", "file", c.File, "revision", next.store.Revision)
 	return nil
+}
+
+// ReadFile is the policy of a node in a last-known-good file; nil if the file says
+// nothing of the node.
+func ReadFile(path, node string) (*ipsec.NodePolicy, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := newState(node).read(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s.policy(node), nil
+}
+
+// read is the state that a file holds, and the nodes in it.
+func (s *state) read(b []byte) (*state, []string, error) {
+	b, err := unseal(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	d := &policyv1.SubscribeResponse{}
+	if err := proto.Unmarshal(b, d); err != nil {
+		return nil, nil, err
+	}
+	return s.with(d)
 }
 
 // saveFile replaces the file in one step, on the disk before it is renamed.
