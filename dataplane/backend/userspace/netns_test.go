@@ -24,8 +24,9 @@ import (
 // lab is two namespaces joined by a veth pair. Each end has outer addresses on
 // the link and inner ones (for tunnel mode) on its loopback.
 type lab struct {
-	t    testing.TB
-	a, b *node
+	t     testing.TB
+	a, b  *node
+	noESN bool // SAs have sequence numbers of 32 bits
 }
 
 type node struct {
@@ -287,7 +288,7 @@ func (p pair) specs(n *node) []saSpec {
 	outer, local := p.ends(n)
 	peer, remote := p.ends(n.peer())
 	s := saSpec{
-		ID: 1, Direction: ipsec.Outbound, SPI: 0x101, Mode: p.mode, Local: outer, Remote: peer, Encap: p.encap, Suite: p.suite,
+		ID: 1, Direction: ipsec.Outbound, SPI: 0x101, Mode: p.mode, Local: outer, Remote: peer, Encap: p.encap, Suite: p.suite, NoESN: n.l.noESN,
 		Selector: ipsec.Selector{Local: ipsec.AddrSelector(local), Remote: ipsec.AddrSelector(remote)},
 	}
 	in := s
