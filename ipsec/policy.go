@@ -67,6 +67,43 @@ type Template struct {
 	AcceptClear   bool   // inbound clear packets pass
 	FallbackClear bool   // outbound packets go in clear when the peer never answers IKE
 	Resources     uint32 // CHILD SAs beside the first, one for each of so many queues (RFC 9611)
+	Outer         OuterHeader
+}
+
+// OuterHeader says how tunnel mode fills the outer header (RFC 4301 §4.4.1.2, §5.1.2).
+type OuterHeader struct {
+	DF        DF
+	FixedDSCP bool // DSCP instead of the inner packet's
+	DSCP      uint8
+}
+
+// DF is what becomes of the outer IPv4 header's DF bit (RFC 4301 §8.1).
+type DF uint8
+
+const (
+	DFAuto  DF = iota // set while the packet fits the path, else the packet is cut before it is sent
+	DFCopy            // the inner packet's; that of IPv6 counts as set
+	DFSet             // what does not fit the path is dropped
+	DFClear           // routers on the way may cut
+)
+
+var dfNames = [...]string{DFAuto: "auto", DFCopy: "copy", DFSet: "set", DFClear: "clear"}
+
+func (d DF) String() string {
+	if int(d) < len(dfNames) {
+		return dfNames[d]
+	}
+	return fmt.Sprintf("df-%d", uint8(d))
+}
+
+// ParseDF reads "auto", "copy", "set" or "clear".
+func ParseDF(s string) (DF, error) {
+	for i, n := range dfNames {
+		if n == s {
+			return DF(i), nil
+		}
+	}
+	return 0, fmt.Errorf("DF %q: want auto, copy, set or clear", s)
 }
 
 // AuthMethod is one way to authenticate, tried in order. Exactly one of PSK,

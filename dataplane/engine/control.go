@@ -24,8 +24,13 @@ func (e *Engine) SetPolicy(_ context.Context, p *ipsec.NodePolicy) error {
 	if e.closed {
 		return backend.ErrClosed
 	}
+	before, number := e.policy, e.number
 	e.policy = p
 	e.numberRules(table)
+	if err := e.redress(); err != nil {
+		e.policy, e.number = before, number
+		return fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, err)
+	}
 	e.publish(table, e.byRule(table), make([]hit, len(table.Rules)))
 	e.acquires.keepRules(table)
 	return nil

@@ -77,11 +77,13 @@ func newOutWorker(e *Engine, id int, t netio.Tun) *outWorker {
 		w.senders = append(w.senders, e.sender(i, id))
 		w.queue = append(w.queue, sendQueue{train: e.cfg.Sockets[i].Port != 0})
 	}
+	w.queue = append(w.queue, sendQueue{}) // wholeQueue
 	for i, c := range e.cfg.Clear {
 		if c != nil {
 			w.clear[i] = c.Sender()
 		}
 	}
+	w.senders = append(w.senders, w.clear[0])
 	return w
 }
 
@@ -237,13 +239,18 @@ func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Off
 		w.counts.add(why, uint64(max(t.count, 1)))
 		return
 	}
-	if mtu := o.innerMTU(p, s, o.SA().Mode, w.now); mtu != 0 && t.largest() > mtu && packet.DF(b) {
+	if mtu := o.innerMTU(p, s, o.SA().Mode, w.now); p.tooBigFor(t.largest(), mtu, packet.DF(b)) {
 		w.tooBig(b, h, mtu)
 		return
 	}
 	m := netio.Message{Local: p.local, Remote: p.remote, TOS: packet.TOS(b)}
 	if t.skip != 0 {
 		m.TTL = packet.TTL(b) // transport mode keeps the packet's own header
+	} else if p.outer != nil {
+		m.TOS = p.outer.TOS(m.TOS)
+	}
+	if p.room != 0 {
+		m = wholeMessage(p)
 	}
 	for t.next < t.count {
 		w.sealSome(o, p, s, &t, &m)
@@ -252,7 +259,7 @@ func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Off
 
 // sealSome seals up to a burst of segments, as many as the buffer holds.
 func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *netio.Message) {
-	size := s.SealedLen(t.largest() - t.skip)
+	size := int(p.room) + s.SealedLen(t.largest()-t.skip)
 	if w.used+size > len(w.buf) {
 		w.flush()
 	}
@@ -273,8 +280,11 @@ func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *neti
 			w.counts.add(jobs[i].Why, 1)
 			continue
 		}
-		dst := w.buf[w.used:]
+		dst := w.buf[w.used+int(p.room):]
 		got, why := s.SealFrom(dst, inner, next, jobs[i].Seq)
+		if p.room != 0 && why == packet.WhyOK {
+			got, why = w.putOuter(p, inner, got)
+		}
 		if why != packet.WhyOK {
 			w.counts.add(why, 1)
 			continue
@@ -286,6 +296,9 @@ func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *neti
 // enqueue adds the n octets at the end of the buffer to what will be sent.
 func (w *outWorker) enqueue(p *path, m *netio.Message, n int) {
 	q := &w.queue[p.socket]
+	if p.room != 0 {
+		q = &w.queue[w.wholeQueue()]
+	}
 	start := w.used
 	w.used += n
 	if last := len(q.msgs) - 1; q.path == p && q.end == start && q.msgs[last].TOS == m.TOS && q.msgs[last].TTL == m.TTL {

@@ -58,8 +58,13 @@ type path struct {
 	local  netip.AddrPort
 	remote netip.AddrPort
 	encap  *ipsec.UDPEncap
-	outer  *packet.Outer // AH only: the kernel writes ESP's
 	socket int32
+
+	// What policy says of the outer header of tunnel mode; outer is nil where the
+	// kernel's is right. room is how much of it is written here: 0 when a socket does.
+	header ipsec.OuterHeader
+	room   uint8
+	outer  *packet.Outer
 
 	// What ICMP said of this path, and when (Unix nanoseconds). 0: nothing.
 	mtu   atomic.Int32
@@ -136,14 +141,7 @@ func (e *Engine) newPath(sa *ipsec.SA) (*path, error) {
 		remote: netip.AddrPortFrom(sa.Remote, rport),
 		encap:  sa.Encap,
 	}
-	if isAH {
-		outer, err := packet.NewOuter(packet.OuterConfig{Local: sa.Local, Remote: sa.Remote, Protocol: packet.ProtoAH})
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", backend.ErrNotUsable, err)
-		}
-		p.outer = &outer
-	}
-	return p, nil
+	return p, e.dress(p, sa, e.headerOf(sa.Rule))
 }
 
 // inKey names an inbound SA: ESP and AH have numbers of their own (RFC 4301 §4.1).

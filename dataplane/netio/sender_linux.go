@@ -86,7 +86,7 @@ func (t *SocketSender) Send(ms []Message) (int, error) {
 			var again int
 			if again, err = t.flush(1); err == nil {
 				ok += again
-			} else if t.errno == unix.EMSGSIZE && t.s.cfg.AH && !t.s.cfg.IPv6 {
+			} else if t.errno == unix.EMSGSIZE && t.cuts(m) {
 				if err = t.fragment(m); err == nil {
 					ok++
 				}
@@ -98,6 +98,12 @@ func (t *SocketSender) Send(ms []Message) (int, error) {
 		ms = ms[1:]
 	}
 	return ok, first
+}
+
+// cuts says whether a packet that comes with its header may be sent in fragments. AH
+// does not cover DF, and its packets are as large as they are.
+func (t *SocketSender) cuts(m *Message) bool {
+	return !t.s.cfg.IPv6 && (t.s.cfg.AH || t.s.cfg.Whole && len(m.Data) >= ipv4Header && m.Data[6]&0x40 == 0)
 }
 
 // cutUp sends a train as single datagrams.

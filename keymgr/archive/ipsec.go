@@ -116,6 +116,9 @@ func template(c *Coder, v *ipsec.Template) {
 	c.Bool(&v.AcceptClear)
 	c.Bool(&v.FallbackClear)
 	Num(c, &v.Resources)
+	Num(c, &v.Outer.DF)
+	c.Bool(&v.Outer.FixedDSCP)
+	Num(c, &v.Outer.DSCP)
 }
 
 // Rule is one entry of an SPD.

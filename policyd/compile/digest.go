@@ -49,6 +49,9 @@ func RuleVersion(r *ipsec.Rule) string {
 		d.flag(t.AcceptClear)
 		d.flag(t.FallbackClear)
 		d.number(uint64(t.Resources))
+		d.number(uint64(t.Outer.DF))
+		d.flag(t.Outer.FixedDSCP)
+		d.number(uint64(t.Outer.DSCP))
 	}
 	return d.sum()
 }

@@ -28,6 +28,8 @@ func Text(p ipsec.NodePolicy) string {
 			flag(&w, t.ForceEncap, "force encap")
 			flag(&w, t.AcceptClear, "accept clear")
 			flag(&w, t.FallbackClear, "fallback to clear")
+			flag(&w, t.Outer.DF != ipsec.DFAuto, "outer DF "+t.Outer.DF.String())
+			flag(&w, t.Outer.FixedDSCP, fmt.Sprintf("outer DSCP %d", t.Outer.DSCP))
 			w.WriteByte('\n')
 		}
 	}

@@ -68,6 +68,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	var secureOnly []value
 	var legacy []legacyUse
 	allowLegacy := false
+	var outer *value
 	secure := func(name string, read func(value)) key {
 		return key{name, false, func(v value) { secureOnly = append(secureOnly, v); read(v) }}
 	}
@@ -119,6 +120,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		secure("perResource", func(v value) {
 			t.Resources = uint32(v.number("a number of CHILD SAs beside the first", 0, maxResources))
 		}),
+		secure("outer", func(v value) { t.Outer, outer = readOuter(v), &v }),
 		secure("forceEncap", func(v value) {
 			if t.ForceEncap = v.boolean(); t.ForceEncap {
 				encap = &v
@@ -136,6 +138,9 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		for _, s := range secureOnly {
 			s.fail("the action is %s, which takes no security settings; want action: secure, or leave it out", action.node.Value)
 		}
+	}
+	if outer != nil && a.Action == ipsec.ActionSecure && t.Mode == ipsec.ModeTransport {
+		outer.fail("transport mode has no outer header; want mode: tunnel, or leave it out")
 	}
 	if a.Action == ipsec.ActionSecure {
 		if t.Proposals == nil {
@@ -163,6 +168,27 @@ func readFilterAction(v value, m Meta) *FilterAction {
 }
 
 func isAH(p ipsec.Proposal) bool { return p.Protocol == ipsec.ProtocolAH }
+
+// readOuter reads how the outer header is filled.
+func readOuter(v value) (h ipsec.OuterHeader) {
+	v.mapping(
+		key{"df", false, func(v value) {
+			if s := v.text("auto, copy, set or clear"); s != "" {
+				var err error
+				if h.DF, err = ipsec.ParseDF(s); err != nil {
+					v.want("auto, copy, set or clear")
+				}
+			}
+		}},
+		key{"dscp", false, func(v value) {
+			if v.isString() && v.node.Value == "copy" {
+				return
+			}
+			h.FixedDSCP, h.DSCP = true, uint8(v.number("copy or a number", 0, 63))
+		}},
+	)
+	return h
+}
 
 func shortBlocks(p ipsec.Proposal) bool {
 	return slices.ContainsFunc(p.OfType(ipsec.TransformENCR), func(t ipsec.Transform) bool {

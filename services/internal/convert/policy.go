@@ -28,7 +28,7 @@ func ToRule(r *ipsec.Rule) *policyv1.Rule {
 		m.Template = &policyv1.Template{
 			Mode: ipsecv1.Mode(t.Mode), Proposals: toProposals(t.Proposals), Pfs: uint32(t.PFS),
 			Lifetime: toLifetime(t.Lifetime), ReplayWindow: t.ReplayWindow, ForceEncap: t.ForceEncap,
-			AcceptClear: t.AcceptClear, FallbackClear: t.FallbackClear, Resources: t.Resources,
+			AcceptClear: t.AcceptClear, FallbackClear: t.FallbackClear, Outer: toOuter(t.Outer), Resources: t.Resources,
 		}
 	}
 	return m
@@ -71,6 +71,9 @@ func FromRule(m *policyv1.Rule) (*ipsec.Rule, error) {
 	if r.Template.Lifetime, err = fromLifetime(t.GetLifetime()); err != nil {
 		return nil, fmt.Errorf("rule %s: %w", r.Name, err)
 	}
+	if r.Template.Outer, err = fromOuter(t.GetOuter()); err != nil {
+		return nil, fmt.Errorf("rule %s: %w", r.Name, err)
+	}
 	if r.Template.Mode != ipsec.ModeTunnel && r.Template.Mode != ipsec.ModeTransport {
 		return nil, fmt.Errorf("rule %s: mode is %s, want tunnel or transport", r.Name, r.Template.Mode)
 	}
@@ -78,6 +81,25 @@ func FromRule(m *policyv1.Rule) (*ipsec.Rule, error) {
 		return nil, fmt.Errorf("rule %s: %w", r.Name, err)
 	}
 	return r, nil
+}
+
+func toOuter(h ipsec.OuterHeader) *policyv1.OuterHeader {
+	if h == (ipsec.OuterHeader{}) {
+		return nil
+	}
+	m := &policyv1.OuterHeader{Df: uint32(h.DF)}
+	if h.FixedDSCP {
+		dscp := uint32(h.DSCP)
+		m.Dscp = &dscp
+	}
+	return m
+}
+
+func fromOuter(m *policyv1.OuterHeader) (ipsec.OuterHeader, error) {
+	if m.GetDf() > uint32(ipsec.DFClear) || m.GetDscp() > 63 {
+		return ipsec.OuterHeader{}, fmt.Errorf("outer header: DF is %d and DSCP %d, want at most %d and 63", m.GetDf(), m.GetDscp(), ipsec.DFClear)
+	}
+	return ipsec.OuterHeader{DF: ipsec.DF(m.GetDf()), FixedDSCP: m != nil && m.Dscp != nil, DSCP: uint8(m.GetDscp())}, nil
 }
 
 func toIdentity(i ipsec.Identity) *policyv1.Identity {

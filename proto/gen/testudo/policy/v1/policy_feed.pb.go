@@ -838,7 +838,9 @@ type Template struct {
 	// Outbound packets go in clear when the peer never answers IKE.
 	FallbackClear bool `protobuf:"varint,8,opt,name=fallback_clear,json=fallbackClear,proto3" json:"fallback_clear,omitempty"`
 	// CHILD SAs beside the first, one for each of so many queues (RFC 9611).
-	Resources     uint32 `protobuf:"varint,9,opt,name=resources,proto3" json:"resources,omitempty"`
+	Resources uint32 `protobuf:"varint,9,opt,name=resources,proto3" json:"resources,omitempty"`
+	// How tunnel mode fills the outer header; absent for the defaults.
+	Outer         *OuterHeader `protobuf:"bytes,10,opt,name=outer,proto3" json:"outer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -936,6 +938,68 @@ func (x *Template) GetResources() uint32 {
 	return 0
 }
 
+func (x *Template) GetOuter() *OuterHeader {
+	if x != nil {
+		return x.Outer
+	}
+	return nil
+}
+
+// How tunnel mode fills the outer header (RFC 4301 section 5.1.2).
+type OuterHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The IPv4 DF bit: 0 as the path allows, 1 copied, 2 set, 3 clear.
+	Df uint32 `protobuf:"varint,1,opt,name=df,proto3" json:"df,omitempty"`
+	// DSCP, 0 to 63; absent: the inner packet's.
+	Dscp          *uint32 `protobuf:"varint,2,opt,name=dscp,proto3,oneof" json:"dscp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OuterHeader) Reset() {
+	*x = OuterHeader{}
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OuterHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OuterHeader) ProtoMessage() {}
+
+func (x *OuterHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OuterHeader.ProtoReflect.Descriptor instead.
+func (*OuterHeader) Descriptor() ([]byte, []int) {
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OuterHeader) GetDf() uint32 {
+	if x != nil {
+		return x.Df
+	}
+	return 0
+}
+
+func (x *OuterHeader) GetDscp() uint32 {
+	if x != nil && x.Dscp != nil {
+		return *x.Dscp
+	}
+	return 0
+}
+
 // How to reach and authenticate one IKE peer.
 type Peer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -971,7 +1035,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[11]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1047,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[11]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1060,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{11}
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Peer) GetName() string {
@@ -1103,7 +1167,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[12]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1179,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[12]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1192,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{12}
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Identity) GetKind() uint32 {
@@ -1162,7 +1226,7 @@ type AuthMethod struct {
 
 func (x *AuthMethod) Reset() {
 	*x = AuthMethod{}
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[13]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1238,7 @@ func (x *AuthMethod) String() string {
 func (*AuthMethod) ProtoMessage() {}
 
 func (x *AuthMethod) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[13]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1251,7 @@ func (x *AuthMethod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthMethod.ProtoReflect.Descriptor instead.
 func (*AuthMethod) Descriptor() ([]byte, []int) {
-	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{13}
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuthMethod) GetPsk() string {
@@ -1239,7 +1303,7 @@ type CertificateAuth struct {
 
 func (x *CertificateAuth) Reset() {
 	*x = CertificateAuth{}
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[14]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1315,7 @@ func (x *CertificateAuth) String() string {
 func (*CertificateAuth) ProtoMessage() {}
 
 func (x *CertificateAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[14]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1328,7 @@ func (x *CertificateAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateAuth.ProtoReflect.Descriptor instead.
 func (*CertificateAuth) Descriptor() ([]byte, []int) {
-	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{14}
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CertificateAuth) GetTrust() []string {
@@ -1324,7 +1388,7 @@ type Ppk struct {
 
 func (x *Ppk) Reset() {
 	*x = Ppk{}
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[15]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1400,7 @@ func (x *Ppk) String() string {
 func (*Ppk) ProtoMessage() {}
 
 func (x *Ppk) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[15]
+	mi := &file_testudo_policy_v1_policy_feed_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1413,7 @@ func (x *Ppk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ppk.ProtoReflect.Descriptor instead.
 func (*Ppk) Descriptor() ([]byte, []int) {
-	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{15}
+	return file_testudo_policy_v1_policy_feed_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Ppk) GetId() string {
@@ -1430,7 +1494,7 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\bselector\x18\x05 \x01(\v2\x1a.testudo.ipsec.v1.SelectorR\bselector\x120\n" +
 	"\x06action\x18\x06 \x01(\x0e2\x18.testudo.ipsec.v1.ActionR\x06action\x127\n" +
 	"\btemplate\x18\a \x01(\v2\x1b.testudo.policy.v1.TemplateR\btemplate\x12\x12\n" +
-	"\x04peer\x18\b \x01(\tR\x04peer\"\xe8\x02\n" +
+	"\x04peer\x18\b \x01(\tR\x04peer\"\x9e\x03\n" +
 	"\bTemplate\x12*\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x16.testudo.ipsec.v1.ModeR\x04mode\x128\n" +
 	"\tproposals\x18\x02 \x03(\v2\x1a.testudo.ipsec.v1.ProposalR\tproposals\x12\x10\n" +
@@ -1441,7 +1505,13 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"forceEncap\x12!\n" +
 	"\faccept_clear\x18\a \x01(\bR\vacceptClear\x12%\n" +
 	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\x12\x1c\n" +
-	"\tresources\x18\t \x01(\rR\tresources\"\xa1\x04\n" +
+	"\tresources\x18\t \x01(\rR\tresources\x124\n" +
+	"\x05outer\x18\n" +
+	" \x01(\v2\x1e.testudo.policy.v1.OuterHeaderR\x05outer\"?\n" +
+	"\vOuterHeader\x12\x0e\n" +
+	"\x02df\x18\x01 \x01(\rR\x02df\x12\x17\n" +
+	"\x04dscp\x18\x02 \x01(\rH\x00R\x04dscp\x88\x01\x01B\a\n" +
+	"\x05_dscp\"\xa1\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05local\x18\x02 \x03(\fR\x05local\x12\x16\n" +
@@ -1498,7 +1568,7 @@ func file_testudo_policy_v1_policy_feed_proto_rawDescGZIP() []byte {
 	return file_testudo_policy_v1_policy_feed_proto_rawDescData
 }
 
-var file_testudo_policy_v1_policy_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_testudo_policy_v1_policy_feed_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_testudo_policy_v1_policy_feed_proto_goTypes = []any{
 	(*SubscribeRequest)(nil),    // 0: testudo.policy.v1.SubscribeRequest
 	(*Subscription)(nil),        // 1: testudo.policy.v1.Subscription
@@ -1511,18 +1581,19 @@ var file_testudo_policy_v1_policy_feed_proto_goTypes = []any{
 	(*NodeSettings)(nil),        // 8: testudo.policy.v1.NodeSettings
 	(*Rule)(nil),                // 9: testudo.policy.v1.Rule
 	(*Template)(nil),            // 10: testudo.policy.v1.Template
-	(*Peer)(nil),                // 11: testudo.policy.v1.Peer
-	(*Identity)(nil),            // 12: testudo.policy.v1.Identity
-	(*AuthMethod)(nil),          // 13: testudo.policy.v1.AuthMethod
-	(*CertificateAuth)(nil),     // 14: testudo.policy.v1.CertificateAuth
-	(*Ppk)(nil),                 // 15: testudo.policy.v1.Ppk
-	(v1.Action)(0),              // 16: testudo.ipsec.v1.Action
-	(v1.Direction)(0),           // 17: testudo.ipsec.v1.Direction
-	(*v1.Selector)(nil),         // 18: testudo.ipsec.v1.Selector
-	(v1.Mode)(0),                // 19: testudo.ipsec.v1.Mode
-	(*v1.Proposal)(nil),         // 20: testudo.ipsec.v1.Proposal
-	(*v1.Lifetime)(nil),         // 21: testudo.ipsec.v1.Lifetime
-	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
+	(*OuterHeader)(nil),         // 11: testudo.policy.v1.OuterHeader
+	(*Peer)(nil),                // 12: testudo.policy.v1.Peer
+	(*Identity)(nil),            // 13: testudo.policy.v1.Identity
+	(*AuthMethod)(nil),          // 14: testudo.policy.v1.AuthMethod
+	(*CertificateAuth)(nil),     // 15: testudo.policy.v1.CertificateAuth
+	(*Ppk)(nil),                 // 16: testudo.policy.v1.Ppk
+	(v1.Action)(0),              // 17: testudo.ipsec.v1.Action
+	(v1.Direction)(0),           // 18: testudo.ipsec.v1.Direction
+	(*v1.Selector)(nil),         // 19: testudo.ipsec.v1.Selector
+	(v1.Mode)(0),                // 20: testudo.ipsec.v1.Mode
+	(*v1.Proposal)(nil),         // 21: testudo.ipsec.v1.Proposal
+	(*v1.Lifetime)(nil),         // 22: testudo.ipsec.v1.Lifetime
+	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
 }
 var file_testudo_policy_v1_policy_feed_proto_depIdxs = []int32{
 	1,  // 0: testudo.policy.v1.SubscribeRequest.subscription:type_name -> testudo.policy.v1.Subscription
@@ -1536,31 +1607,32 @@ var file_testudo_policy_v1_policy_feed_proto_depIdxs = []int32{
 	3,  // 8: testudo.policy.v1.Resource.key:type_name -> testudo.policy.v1.ResourceKey
 	8,  // 9: testudo.policy.v1.Resource.settings:type_name -> testudo.policy.v1.NodeSettings
 	9,  // 10: testudo.policy.v1.Resource.rule:type_name -> testudo.policy.v1.Rule
-	11, // 11: testudo.policy.v1.Resource.peer:type_name -> testudo.policy.v1.Peer
-	16, // 12: testudo.policy.v1.NodeSettings.default_action:type_name -> testudo.ipsec.v1.Action
-	17, // 13: testudo.policy.v1.Rule.direction:type_name -> testudo.ipsec.v1.Direction
-	18, // 14: testudo.policy.v1.Rule.selector:type_name -> testudo.ipsec.v1.Selector
-	16, // 15: testudo.policy.v1.Rule.action:type_name -> testudo.ipsec.v1.Action
+	12, // 11: testudo.policy.v1.Resource.peer:type_name -> testudo.policy.v1.Peer
+	17, // 12: testudo.policy.v1.NodeSettings.default_action:type_name -> testudo.ipsec.v1.Action
+	18, // 13: testudo.policy.v1.Rule.direction:type_name -> testudo.ipsec.v1.Direction
+	19, // 14: testudo.policy.v1.Rule.selector:type_name -> testudo.ipsec.v1.Selector
+	17, // 15: testudo.policy.v1.Rule.action:type_name -> testudo.ipsec.v1.Action
 	10, // 16: testudo.policy.v1.Rule.template:type_name -> testudo.policy.v1.Template
-	19, // 17: testudo.policy.v1.Template.mode:type_name -> testudo.ipsec.v1.Mode
-	20, // 18: testudo.policy.v1.Template.proposals:type_name -> testudo.ipsec.v1.Proposal
-	21, // 19: testudo.policy.v1.Template.lifetime:type_name -> testudo.ipsec.v1.Lifetime
-	12, // 20: testudo.policy.v1.Peer.local_id:type_name -> testudo.policy.v1.Identity
-	12, // 21: testudo.policy.v1.Peer.remote_id:type_name -> testudo.policy.v1.Identity
-	13, // 22: testudo.policy.v1.Peer.auth:type_name -> testudo.policy.v1.AuthMethod
-	20, // 23: testudo.policy.v1.Peer.proposals:type_name -> testudo.ipsec.v1.Proposal
-	22, // 24: testudo.policy.v1.Peer.lifetime:type_name -> google.protobuf.Duration
-	22, // 25: testudo.policy.v1.Peer.dpd:type_name -> google.protobuf.Duration
-	15, // 26: testudo.policy.v1.Peer.ppk:type_name -> testudo.policy.v1.Ppk
-	22, // 27: testudo.policy.v1.Peer.reauth:type_name -> google.protobuf.Duration
-	14, // 28: testudo.policy.v1.AuthMethod.certificate:type_name -> testudo.policy.v1.CertificateAuth
-	0,  // 29: testudo.policy.v1.PolicyFeed.Subscribe:input_type -> testudo.policy.v1.SubscribeRequest
-	6,  // 30: testudo.policy.v1.PolicyFeed.Subscribe:output_type -> testudo.policy.v1.SubscribeResponse
-	30, // [30:31] is the sub-list for method output_type
-	29, // [29:30] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	20, // 17: testudo.policy.v1.Template.mode:type_name -> testudo.ipsec.v1.Mode
+	21, // 18: testudo.policy.v1.Template.proposals:type_name -> testudo.ipsec.v1.Proposal
+	22, // 19: testudo.policy.v1.Template.lifetime:type_name -> testudo.ipsec.v1.Lifetime
+	11, // 20: testudo.policy.v1.Template.outer:type_name -> testudo.policy.v1.OuterHeader
+	13, // 21: testudo.policy.v1.Peer.local_id:type_name -> testudo.policy.v1.Identity
+	13, // 22: testudo.policy.v1.Peer.remote_id:type_name -> testudo.policy.v1.Identity
+	14, // 23: testudo.policy.v1.Peer.auth:type_name -> testudo.policy.v1.AuthMethod
+	21, // 24: testudo.policy.v1.Peer.proposals:type_name -> testudo.ipsec.v1.Proposal
+	23, // 25: testudo.policy.v1.Peer.lifetime:type_name -> google.protobuf.Duration
+	23, // 26: testudo.policy.v1.Peer.dpd:type_name -> google.protobuf.Duration
+	16, // 27: testudo.policy.v1.Peer.ppk:type_name -> testudo.policy.v1.Ppk
+	23, // 28: testudo.policy.v1.Peer.reauth:type_name -> google.protobuf.Duration
+	15, // 29: testudo.policy.v1.AuthMethod.certificate:type_name -> testudo.policy.v1.CertificateAuth
+	0,  // 30: testudo.policy.v1.PolicyFeed.Subscribe:input_type -> testudo.policy.v1.SubscribeRequest
+	6,  // 31: testudo.policy.v1.PolicyFeed.Subscribe:output_type -> testudo.policy.v1.SubscribeResponse
+	31, // [31:32] is the sub-list for method output_type
+	30, // [30:31] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_testudo_policy_v1_policy_feed_proto_init() }
@@ -1578,13 +1650,14 @@ func file_testudo_policy_v1_policy_feed_proto_init() {
 		(*Resource_Rule)(nil),
 		(*Resource_Peer)(nil),
 	}
+	file_testudo_policy_v1_policy_feed_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_testudo_policy_v1_policy_feed_proto_rawDesc), len(file_testudo_policy_v1_policy_feed_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
