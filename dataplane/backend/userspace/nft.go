@@ -25,10 +25,12 @@ var counterNames = []string{counterBlockedOut, counterBlockedIn, counterClearIn,
 // ruleset writes the table of one policy revision.
 //
 // The rules of a policy stand in chains of their own, which the base chains jump
-// to. All of a revision is one transaction where the host allows one as large as
-// that. Otherwise the new chains are filled first, a piece at a time, where nothing
-// leads to them, and the last piece turns the base chains over to them. Either way
-// a revision comes into force as a whole.
+// to. New ones are filled first, where nothing leads to them; a transaction of its
+// own turns the base chains over to them, so that a revision comes into force as a
+// whole; then the old ones go. More than one transaction is needed because the
+// kernel makes the elements of a map visible a moment after the rules that look for
+// them, and takes them away a moment before: a packet in between would pass as one
+// that no rule covers.
 type ruleset struct {
 	c       *Config
 	conn    *nftables.Conn
@@ -50,12 +52,6 @@ func (r *ruleset) open() (err error) {
 	return err
 }
 
-// baseRoom bounds the base chains, and baseParts their rules.
-const (
-	baseRoom  = 160 << 10
-	baseParts = 128
-)
-
 // applyRuleset makes the table say what the policy says.
 func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
 	r, err := newRuleset(c)
@@ -73,18 +69,16 @@ func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
 		r.part(func() { r.conn.AddObj(&nftables.CounterObj{Table: r.table, Name: n}) })
 	}
 	out, in := r.rules(p, outward), r.rules(p, inward)
-	r.room(baseRoom, baseParts)
-	r.base(p, out, in, mtu)
-	n := len(old.sets) + 2*len(old.chains)
-	inForce := r.room(n*partSize, n)
-	r.remove(old)
 	r.flush()
-	switch {
-	case r.err == nil:
-		return nil
-	case inForce:
-		// The next revision tries again.
-		c.Log.Warn("rules of an older policy cannot be removed from nftables", "table", c.nftTable(), "why", r.err)
+	r.base(p, out, in, mtu)
+	r.flush()
+	if r.err == nil {
+		gracePeriod() // packets may still be in the old chains
+		r.remove(old)
+		if r.flush(); r.err != nil {
+			// The next revision tries again.
+			c.Log.Warn("rules of an older policy cannot be removed from nftables", "table", c.nftTable(), "why", r.err)
+		}
 		return nil
 	}
 	err = fmt.Errorf("write nftables table %s: %w", c.nftTable(), r.err)

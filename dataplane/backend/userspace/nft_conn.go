@@ -3,6 +3,7 @@ package userspace
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -11,10 +12,9 @@ import (
 )
 
 // nftables takes a transaction as one netlink message, and a socket sends none that
-// is larger than its buffer. Each transaction also waits until no processor looks at
-// the old rules any more. So a policy goes into one if the socket may have the
-// buffer; root of the first user namespace may have any, others what
-// net.core.wmem_max says.
+// is larger than its buffer. Each transaction takes its time, however small it is. So
+// transactions are as large as the socket's buffer may be: root of the first user
+// namespace may have any, others what net.core.wmem_max says.
 var (
 	// sendRoom is asked for: a policy of 10,000 rules takes 1 to 40 MiB.
 	sendRoom = 64 << 20
@@ -63,6 +63,15 @@ func grow(fd, force, plain, size int) (int, error) {
 	return unix.GetsockoptInt(fd, unix.SOL_SOCKET, plain)
 }
 
+// gracePeriod waits until the kernel has done with every packet that it is handling
+// now: membarrier waits for a grace period of RCU. Where it cannot, time has to do.
+func gracePeriod() {
+	const cmdGlobal = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, cmdGlobal, 0, 0); errno != 0 {
+		<-time.After(100 * time.Millisecond)
+	}
+}
+
 // partSize and exprSize bound the length of a part of a transaction and of one
 // expression in it: no name of ours is longer than 48 octets, no constant longer
 // than an IPv6 address, of which an expression has at most two.
@@ -70,16 +79,6 @@ const (
 	partSize = 160
 	exprSize = 112
 )
-
-// room makes sure that the transaction has room for so much more, by sending what
-// is queued if need be, and reports whether it did and that went well.
-func (r *ruleset) room(octets, parts int) (sent bool) {
-	if r.used+octets <= r.octets && r.queued+parts <= r.parts {
-		return false
-	}
-	r.flush()
-	return r.err == nil
-}
 
 // flush sends what is queued. After an error nothing more is sent.
 func (r *ruleset) flush() {
@@ -94,7 +93,9 @@ func (r *ruleset) queue(size int, add func()) {
 	if r.err != nil {
 		return
 	}
-	r.room(size, 1)
+	if r.used+size > r.octets || r.queued == r.parts {
+		r.flush()
+	}
 	r.used += size
 	r.queued++
 	add()
