@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -134,16 +135,19 @@ func restarts(t *testing.T) int {
 	return n
 }
 
-// A worker is killed and started, both sides in turn. Traffic comes back by itself,
-// under sequence numbers never used before (the wire is asked at the end).
+// A worker is killed and started, either side, at any moment, while TCP sends all it
+// can. Traffic comes back by itself, under sequence numbers never used before (the
+// wire is asked at the end).
 func TestWorkerIsKilledUnderLoad(t *testing.T) {
 	b := newPair(t, protectPair(""), fleet.Options{})
 	probe := b.A.Node.StartProbe(b.B, false, pace)
 	moving(t, probe)
+	load := b.transfers(t)
 	var worst, sum time.Duration
 	n := restarts(t)
 	for i := range n {
-		w := b.Worker([]string{"a", "b"}[i%2])
+		<-time.After(rand.N(50 * time.Millisecond)) // any moment, of a rekey or a lease, too
+		w := b.Worker([]string{"a", "b"}[rand.IntN(2)])
 		w.Kill9()
 		answered, start := probe.Answered(), time.Now()
 		w.Start()
@@ -157,6 +161,7 @@ func TestWorkerIsKilledUnderLoad(t *testing.T) {
 		worst, sum = max(worst, took), sum+took
 		moving(t, probe)
 	}
+	t.Logf("%d MB over TCP", load()/megabyte)
 	t.Logf("%d restarts: traffic back after %v on average, %v at worst; %v", n, (sum / time.Duration(n)).Round(time.Millisecond), worst.Round(time.Millisecond), probe.Stop())
 	for _, sa := range b.wire.SAs() {
 		t.Logf("SPI %08x to %s: %d packets, numbers %d to %d", sa.SPI, sa.Dst, sa.Packets, sa.Lowest, sa.Highest)
