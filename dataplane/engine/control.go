@@ -29,7 +29,7 @@ func (e *Engine) SetPolicy(_ context.Context, p *ipsec.NodePolicy) error {
 	e.numberRules(table)
 	if err := e.redress(); err != nil {
 		e.policy, e.number = before, number
-		return fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, err)
+		return fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, errors.Join(err, e.redress()))
 	}
 	e.publish(table, e.byRule(table), make([]hit, len(table.Rules)))
 	e.acquires.keepRules(table)

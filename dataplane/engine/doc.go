@@ -6,7 +6,8 @@
 // one atomic pointer (state), which the control side replaces as a whole; its
 // stamp makes every cached decision stale. Control calls take Engine.mu.
 //
-// The outer IP and UDP headers are written by the kernel's sockets. So outer
+// The outer IP and UDP headers are written by the kernel's sockets, unless policy
+// wants of them what no socket offers. So outer
 // fragments are reassembled and outer routes followed there, and the engine sees
 // ESP only.
 //

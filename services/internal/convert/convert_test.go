@@ -148,7 +148,7 @@ var someRule = rapid.Custom(func(t *rapid.T) *ipsec.Rule {
 		Proposals: proposals(t, rapid.SampledFrom([]ipsec.Protocol{ipsec.ProtocolESP, ipsec.ProtocolAH}).Draw(t, "protocol")),
 		PFS:       rapid.Uint16().Draw(t, "pfs"), Lifetime: lifetime.Draw(t, "lifetime"), ReplayWindow: rapid.Uint32().Draw(t, "window"),
 		ForceEncap: rapid.Bool().Draw(t, "encap"), AcceptClear: rapid.Bool().Draw(t, "accept"), FallbackClear: rapid.Bool().Draw(t, "fallback"),
-		Outer: ipsec.OuterHeader{DF: ipsec.DF(rapid.IntRange(0, 3).Draw(t, "df"))},
+		Outer:     ipsec.OuterHeader{DF: ipsec.DF(rapid.IntRange(0, 3).Draw(t, "df"))},
 		Resources: rapid.Uint32().Draw(t, "resources"),
 	}
 	return r
