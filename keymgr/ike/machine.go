@@ -53,4 +53,5 @@ type Info struct {
 	RekeyAt    time.Time
 	ReauthAt   time.Time // zero for never
 	Children   []Child
+	Draining   []ipsec.SAID // inbound SAs of CHILD SAs that are gone
 }

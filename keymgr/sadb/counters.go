@@ -57,6 +57,10 @@ func (n *Node) Report(now time.Time, r ipsec.SACounters) (child uint64, received
 		e.use(r.Top)
 	}
 	e.count.report(now, r)
+	if now.Sub(e.saved) >= topAge {
+		e.saved = now
+		n.change(r.ID)
+	}
 	return e.sa.Child, received
 }
 

@@ -7,7 +7,8 @@
 // returned, and never taken back, so that no two grants of an SA overlap
 // whatever happens to the worker, the link or the batch.
 //
-// Limitation: the record is in memory. After a restart of the key manager the
-// SAs that a worker reports are orphans: they go on working with the leases
-// they have, get no new ones, and are removed when fresh SAs have replaced them.
+// Restarts. Changes and Restore carry the record over to the next process: see
+// saved.go. What a worker reports and the record does not know are orphans: they go on
+// working with the leases they have, get no new ones, and are removed when fresh SAs
+// have replaced them.
 package sadb

@@ -57,6 +57,7 @@ func (n *Node) Grant(id ipsec.SAID, used uint64) (push.Grant, error) {
 	if err != nil {
 		return push.Grant{}, err
 	}
+	n.change(id)
 	return push.Grant{ID: id, Lease: l}, nil
 }
 
@@ -78,6 +79,9 @@ func (e *entry) use(n uint64) {
 // lease takes the next range. The first packet of an SA has the number 1
 // (RFC 4303 §2.2).
 func (e *entry) lease() (ipsec.Lease, error) {
+	if e.unsure {
+		return ipsec.Lease{}, ErrExhausted
+	}
 	first, end := max(e.next, 1), uint64(1)<<32
 	if e.sa.Suite.ESN {
 		end = 1<<64 - 1

@@ -18,5 +18,6 @@ func (n *Node) Move(now time.Time, id ipsec.SAID, local, remote netip.Addr, enca
 	}
 	e.sa.Local, e.sa.Remote, e.sa.Encap = local, remote, encap
 	n.setInstalled(e, false)
+	n.change(id)
 	return e.reinstall(now)
 }

@@ -19,6 +19,11 @@ type Node struct {
 	orphansOf   map[string]map[ipsec.SAID]bool // by rule
 	spis        map[ipsec.SPI]ipsec.SAID       // inbound, orphans included
 	installed   int
+
+	changed   map[ipsec.SAID]struct{} // since Changes
+	abandoned map[ipsec.SAID]bool     // orphans of this key manager
+	resumed   bool                    // until the first Attach after Restore
+	high      ipsec.SAID              // no ID above it was used by then
 }
 
 // entry is one desired SA.
@@ -32,6 +37,10 @@ type entry struct {
 	from uint64 // outbound: first number of the worker's present run of leases
 	used uint64 // outbound: highest number reported used
 	top  uint64 // inbound: last reported top of the replay window
+
+	unsure   bool      // outbound: how much was used is not known, so no number is granted any more
+	restored bool      // until the first Attach
+	saved    time.Time // when top and counters were last saved
 
 	count counters
 }
@@ -82,6 +91,7 @@ func (n *Node) Put(now time.Time, sa ipsec.SA) (push.Install, error) {
 	}
 	e.pending++
 	n.setInstalled(e, false)
+	n.change(sa.ID)
 	return push.Install{SA: sa}, nil
 }
 
@@ -92,6 +102,7 @@ func (n *Node) Again(now time.Time, id ipsec.SAID) (push.Install, error) {
 	if e == nil {
 		return push.Install{}, fmt.Errorf("%s was removed before it was installed", id)
 	}
+	n.change(id)
 	return e.reinstall(now)
 }
 
@@ -111,6 +122,9 @@ func (n *Node) Reinstalled(id ipsec.SAID) {
 }
 
 func (n *Node) setInstalled(e *entry, ok bool) {
+	if e.installed != ok {
+		n.change(e.sa.ID)
+	}
 	switch {
 	case ok && !e.installed:
 		n.installed++
@@ -132,6 +146,7 @@ func (n *Node) Delete(id ipsec.SAID) (push.Remove, bool) {
 	}
 	n.setInstalled(e, false)
 	delete(n.sas, id)
+	n.change(id)
 	n.freeSPI(e.sa.Direction, e.sa.SPI, id)
 	return push.Remove{ID: id}, true
 }
@@ -173,12 +188,17 @@ func (n *Node) Abandon(id ipsec.SAID) {
 	}
 	n.setInstalled(e, false)
 	delete(n.sas, id)
+	n.abandon(id)
 	n.addOrphan(push.Held{ID: id, SPI: e.sa.SPI, Direction: e.sa.Direction, Rule: e.sa.Rule, Child: e.sa.Child, Top: max(e.top, e.used), LeaseLast: e.next})
 }
 
 func (n *Node) addOrphan(h push.Held) {
 	if old, ok := n.orphans[h.ID]; ok {
+		mine := n.abandoned[h.ID]
 		n.forgetOrphan(old)
+		if mine {
+			n.abandon(h.ID)
+		}
 	}
 	n.orphans[h.ID] = h
 	if n.orphansOf[h.Rule] == nil {
@@ -192,6 +212,10 @@ func (n *Node) addOrphan(h push.Held) {
 
 func (n *Node) forgetOrphan(h push.Held) {
 	delete(n.orphans, h.ID)
+	if n.abandoned[h.ID] {
+		delete(n.abandoned, h.ID)
+		n.change(h.ID)
+	}
 	if delete(n.orphansOf[h.Rule], h.ID); len(n.orphansOf[h.Rule]) == 0 {
 		delete(n.orphansOf, h.Rule)
 	}

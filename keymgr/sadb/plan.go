@@ -38,7 +38,7 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 			e.top = max(e.top, h.Top)
 		case e != nil:
 			e.use(h.Top)
-		case h.ID < n.base || n.orphans[h.ID].ID != 0:
+		case h.ID < n.base || n.orphans[h.ID].ID != 0 || n.abandoned[h.ID]:
 			n.addOrphan(h)
 		default:
 			remove = append(remove, push.Remove{ID: h.ID})
@@ -49,7 +49,16 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 			n.forgetOrphan(h)
 		}
 	}
+	for id := range n.abandoned {
+		if !held[id] {
+			delete(n.abandoned, id)
+			n.change(id)
+		}
+	}
+	n.resumed = false
 	for id, e := range n.sas {
+		restored := e.restored
+		e.restored = false
 		// A new incarnation does not know how far the old one got in a lease,
 		// even if the kernel kept the SA for it.
 		lost := !held[id] || restarted && e.sa.Direction == ipsec.Outbound
@@ -59,10 +68,16 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 		if e.pending != 0 || e.installed && !lost {
 			continue
 		}
-		if lost && e.installed {
+		if lost && e.installed && restored && e.sa.Direction == ipsec.Outbound {
+			// Neither the worker nor, should it be an old copy, the state says for
+			// sure which numbers were used.
+			e.unsure = true
+		}
+		if lost && e.installed && !e.unsure {
 			p.Rekey = append(p.Rekey, id)
 		}
 		n.setInstalled(e, false)
+		n.change(id)
 		op, err := e.reinstall(now)
 		switch {
 		case err != nil:

@@ -33,6 +33,7 @@ var ImportRules = []ImportRule{
 	{"keymgr/ike/ikev1", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite", "keymgr/archive"}},
 	{"keymgr/ike/ikev2", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite", "keymgr/archive"}},
 	{"keymgr/archive", []string{"ipsec"}},
+	{"keymgr/store", []string{"ipsec"}}, // a leaf: who keeps something in it says what
 
 	// packet, replay, mac <- esp, ah <- sad, spd <- engine <- backend/userspace; netio is a
 	// leaf. engine knows package backend, the contract, but no implementation of it.

@@ -98,6 +98,15 @@ type Stats struct {
 	SlowRefused    uint64 // lookups, signatures and key exchanges over a pool's bound
 	EventsDropped  uint64 // for Watch subscribers that did not keep up
 
+	Restored       uint64        // IKE SAs taken up from the store at the start
+	TooOld         uint64        // nodes whose stored state was an old copy
+	Commits        uint64        // batches written to the store
+	RecordsWritten uint64        // and their records
+	OctetsWritten  uint64        // and what these hold
+	CommitErrors   uint64        // batches that could not be written, each try
+	CommitWait     time.Duration // from a change to its being durable, summed over changes
+	StateFailing   bool          // gauge: the last batch could not be written
+
 	Workers     uint64 // gauge: attached
 	SADesired   uint64 // gauge
 	SAInstalled uint64 // gauge

@@ -24,11 +24,16 @@ type cell struct {
 	trace   uint64 // of what is remembered of it; its heir has the same
 	halfEnd time.Time
 	gone    bool
-	slot    int // in the shard's timers, -1 when not there
+	pending int    // groups of effects that wait for the disk
+	saved   bool   // the store has it,
+	sum     uint64 // and a hash of what it has
+	slot    int    // in the shard's timers, -1 when not there
 	at      time.Time
 
 	// Guarded by node.mu.
 	peer        string
+	restored    bool // by an earlier process
+	barred      bool // it must not send any more: condemn
 	established bool
 	sas         set[ipsec.SAID] // installed for it
 	rules       set[string]     // negotiations it has under way

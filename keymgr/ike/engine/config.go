@@ -20,6 +20,8 @@ type Machines interface {
 	// Responder makes a machine that waits for IKE_SA_INIT. It picks one of the
 	// candidate profiles, named in the order of the policy, by the peer's identity.
 	Responder(env ike.Env, policy *ipsec.NodePolicy, candidates []string, path ike.Path) (ike.Machine, error)
+	// Restore reads back a machine that saved itself. Its first event is Restored.
+	Restore(env ike.Env, b []byte) (ike.Machine, error)
 }
 
 // Secrets finds pre-shared keys. Calls are concurrent and may take long; ctx
@@ -36,6 +38,7 @@ type Config struct {
 	Secrets  Secrets
 	// Certificates may be nil: then peers with certificates cannot be served.
 	Certificates cred.Certificates
+	Store        Store        // what outlives the process; nil: nothing does. New takes it over
 	Rand         io.Reader    // crypto/rand; must be safe for concurrent use
 	Log          *slog.Logger // discard
 

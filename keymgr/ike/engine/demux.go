@@ -61,6 +61,8 @@ func (n *node) route(path ike.Path, data []byte) (why string) {
 		return whyUnknownSPI
 	case c.node != n:
 		return whyWrongNode
+	case e.durable != nil && e.durable.behind.Load():
+		return whyBehind // the peer sends it again
 	}
 	return c.datagram(path, data)
 }
@@ -132,7 +134,7 @@ func (n *node) admit(path ike.Path, data []byte) (why string) {
 	}
 	if challenge != nil {
 		e.stats.cookiesSent.Add(1)
-		n.send(path, challenge)
+		n.send(nil, path, challenge)
 	}
 	return whyNoCookie
 }
@@ -144,16 +146,22 @@ func (n *node) refuseVersion(path ike.Path, data []byte) {
 	h := wire.Header{SPIi: binary.BigEndian.Uint64(data), SPIr: binary.BigEndian.Uint64(data[8:]), Exchange: wire.ExchangeType(data[18]),
 		Flags: wire.Flags(data[19]), MessageID: binary.BigEndian.Uint32(data[20:])}
 	if !h.Response() && n.e.unasked.allow(time.Now()) {
-		n.send(path, unprotected(h, &wire.Notify{Message: wire.InvalidMajorVersion, Data: []byte{wire.Version >> 4}}))
+		n.send(nil, path, unprotected(h, &wire.Notify{Message: wire.InvalidMajorVersion, Data: []byte{wire.Version >> 4}}))
 	}
 }
 
 // send hands a datagram to the node's worker. A lost one is sent again by the
 // machine's retransmission.
-func (n *node) send(path ike.Path, data []byte) {
+// c is the machine that sends, nil for the engine.
+func (n *node) send(c *cell, path ike.Path, data []byte) {
 	n.mu.Lock()
 	s := n.session
+	barred := c != nil && c.barred
 	n.mu.Unlock()
+	if barred {
+		n.e.stats.drop(whyTooOld)
+		return
+	}
 	if s == nil {
 		n.e.stats.drop(whyNoWorker)
 		return

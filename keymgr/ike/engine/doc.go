@@ -17,9 +17,21 @@
 // Failure. A panic in a machine ends that machine only; its SAs go on working
 // until fresh ones replace them. Close deletes nothing: workers keep their SAs.
 //
-// Limitations. IKE SAs live in memory: after a restart the SAs that workers
-// still have go on as orphans until they are replaced (see package sadb).
-// INITIAL_CONTACT is neither sent nor acted on: a peer's stale IKE SA ends by
-// its liveness check, which costs no packet. IKEv1 is dropped and counted.
-// INVALID_IKE_SPI is never sent.
+// Restarts. With a Store an engine goes on where the last one stopped, kill -9
+// included: letout.go says what is written before what is let out, durable.go how
+// it is grouped, restore.go how it is taken up. IKE SAs that are not authenticated
+// yet are forgotten. A store that cannot be written holds back what established IKE
+// SAs would send, and grants of leases, until it can; handshakes and traffic go on.
+// Without a store, or with one that was lost, the SAs that workers still have go on
+// as orphans until fresh ones replace them (see package sadb).
+//
+// An older copy of a store, put back, would repeat what was said since. What keeps
+// that from being harmful: a worker that knows of a lease or an outbound SA which the
+// store does not gives it away, and then nothing of the node's is resumed; when the
+// worker has lost its memory too, no restored outbound SA is granted numbers again, but
+// is rekeyed; and a restored machine's IVs begin far from those it had. Message IDs
+// of an old copy are not noticed at once: such an IKE SA ends by silence.
+//
+// Limitations. IKEv1 is dropped and counted. INVALID_IKE_SPI is never sent, and
+// INITIAL_CONTACT neither.
 package engine

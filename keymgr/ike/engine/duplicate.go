@@ -11,7 +11,8 @@ import (
 // dropDuplicates closes CHILD SAs that do the same as another. They come about
 // when both ends start at once, and all of them work, so there is no hurry. The
 // one with the lowest SPI stays: both ends see the same two SPIs of each, so
-// both choose alike. An IKE SA that is left empty beside another one with the
+// both choose alike. Of two that were made at different times the newest stays: a
+// peer that asks for what it has has forgotten that it has it. An IKE SA that is left empty beside another one with the
 // same peer is closed after its last CHILD SA.
 func (n *node) dropDuplicates(rule string) {
 	n.mu.Lock()
@@ -29,6 +30,9 @@ func (n *node) dropDuplicates(rule string) {
 		refs = append(refs, r)
 	}
 	slices.SortFunc(refs, func(a, b childRef) int {
+		if d := a.since.Sub(b.since); d.Abs() > n.e.cfg.Drain/2 {
+			return -cmp.Compare(d, 0)
+		}
 		return cmp.Or(cmp.Compare(min(a.child.SPIIn, a.child.SPIOut), min(b.child.SPIIn, b.child.SPIOut)),
 			cmp.Compare(max(a.child.SPIIn, a.child.SPIOut), max(b.child.SPIIn, b.child.SPIOut)))
 	})

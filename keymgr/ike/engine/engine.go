@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"math/bits"
@@ -42,6 +43,8 @@ type Engine struct {
 	stats       counters
 	panics      logLimit
 	unasked     replyLimit
+	durable     *durable // nil without a store
+	seed        maphash.Seed
 
 	mu     sync.RWMutex // guards nodes
 	nodes  map[string]*node
@@ -91,7 +94,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Machines == nil || cfg.Secrets == nil {
 		return nil, fmt.Errorf("engine: Machines and Secrets must both be set, got %t and %t", cfg.Machines != nil, cfg.Secrets != nil)
 	}
-	e := &Engine{cfg: cfg.withDefaults(), nodes: make(map[string]*node), closed: make(chan struct{})}
+	e := &Engine{cfg: cfg.withDefaults(), nodes: make(map[string]*node), closed: make(chan struct{}), seed: maphash.MakeSeed()}
 	// SA IDs are never reused, over restarts too: counting on from the clock
 	// stays ahead as long as fewer than 10^9 are made in a second.
 	e.firstID = ipsec.SAID(time.Now().UnixNano())
@@ -106,13 +109,21 @@ func New(cfg Config) (*Engine, error) {
 	e.watchers.dropped = &e.stats.eventsDropped
 	e.secrets = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
 	e.kes = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
+	for range e.cfg.Shards {
+		e.shards = append(e.shards, newShard(e))
+	}
+	if cfg.Store != nil {
+		e.durable = newDurable(e, cfg.Store)
+		if err := e.restore(); err != nil {
+			return nil, err
+		}
+		e.group.Go(e.durable.run)
+	}
 	e.secrets.start(&e.group, e.cfg.SecretWorkers)
 	// One processor is left to the shards: with slow groups on all of them, set-ups
 	// with fast ones would wait for the scheduler.
 	e.kes.start(&e.group, max(1, runtime.GOMAXPROCS(0)-1))
-	for range e.cfg.Shards {
-		s := newShard(e)
-		e.shards = append(e.shards, s)
+	for _, s := range e.shards {
 		e.group.Go(s.run)
 	}
 	return e, nil
@@ -125,7 +136,15 @@ func (e *Engine) Close() {
 		close(e.closed)
 		e.secrets.close()
 		e.kes.close()
+		if e.durable != nil {
+			e.durable.close()
+		}
 		e.group.Wait()
+		if e.durable != nil {
+			if err := e.durable.store.Close(); err != nil {
+				e.cfg.Log.Warn("closing the store", "error", err)
+			}
+		}
 		for _, n := range e.allNodes() {
 			n.mu.Lock()
 			if s := n.session; s != nil {

@@ -86,8 +86,9 @@ func (n *node) move(f ike.Move) {
 		case err != nil:
 			n.rekeyChildOf(id)
 		case n.session != nil: // else the next Attach finds the difference
-			n.queue.Add(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
+			n.stage(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
 		}
 	}
+	n.persist()
 	n.flush()
 }

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -45,6 +46,10 @@ func (s scripted) Initiator(env ike.Env, _ *ipsec.NodePolicy, peer string, path 
 
 func (s scripted) Responder(env ike.Env, _ *ipsec.NodePolicy, candidates []string, path ike.Path) (ike.Machine, error) {
 	return s.make(env, candidates[0], path, false)
+}
+
+func (s scripted) Restore(ike.Env, []byte) (ike.Machine, error) {
+	return nil, errors.New("nothing was saved")
 }
 
 func (m *script) Handle(_ time.Time, ev ike.Event) []ike.Effect { return m.handler(m, ev) }

@@ -106,8 +106,9 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 		x.answer(nil)
 	case n.session == nil:
 		n.waiting = append(n.waiting, x)
+		n.persist()
 	default:
-		n.queue.Add(push.Group[*errand]{Ops: ops, Owner: x})
+		n.stage(push.Group[*errand]{Ops: ops, Owner: x})
 		n.flush()
 	}
 }
@@ -142,8 +143,10 @@ func (n *node) removeLocked(ids []ipsec.SAID) {
 	}
 	// Without a session the next Attach finds out what the worker has too much.
 	if n.session != nil && len(ops) != 0 {
-		n.queue.Add(push.Group[*errand]{Ops: ops, Owner: &errand{}})
+		n.stage(push.Group[*errand]{Ops: ops, Owner: &errand{}})
 		n.flush()
+	} else {
+		n.persist()
 	}
 }
 
@@ -179,6 +182,7 @@ func (n *node) ack(nonce uint64) {
 			}
 		}
 	}
+	n.persist()
 	n.flush()
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,6 +42,7 @@ type host struct {
 	addr        netip.Addr
 	incarnation uint64
 	session     *engine.Session
+	link        *link
 	work        chan func()
 	done        chan struct{}
 
@@ -94,9 +96,10 @@ func (h *host) attach(e *engine.Engine) {
 	h.do(func() {
 		hello := push.Hello{Node: h.name, Incarnation: h.incarnation, Addresses: []netip.Addr{h.addr}}
 		for id, sa := range h.sas {
-			hello.Inventory = append(hello.Inventory, push.Held{ID: id, SPI: sa.SPI, Direction: sa.Direction, Rule: sa.Rule, Child: sa.Child})
+			hello.Inventory = append(hello.Inventory, push.Held{ID: id, SPI: sa.SPI, Direction: sa.Direction, Rule: sa.Rule, Child: sa.Child, LeaseLast: h.granted[id] * uint64(sa.Direction/ipsec.Outbound)})
 		}
-		s, err := e.Attach(hello, &link{h: h})
+		h.link = &link{h: h}
+		s, err := e.Attach(hello, h.link)
 		if err != nil {
 			h.lab.t.Fatal(err)
 		}
@@ -108,15 +111,27 @@ func (h *host) attach(e *engine.Engine) {
 type link struct {
 	h      *host
 	closed string
+	cut    atomic.Bool
 }
 
+// cut ends the present link at once: what is on its way is lost.
+func (h *host) cut() { h.do(func() { h.link.cut.Store(true) }) }
+
 func (k *link) Apply(b push.Batch) error {
-	k.h.work <- func() { k.h.apply(b) }
+	k.h.work <- func() {
+		if !k.cut.Load() {
+			k.h.apply(b)
+		}
+	}
 	return nil
 }
 
 func (k *link) SendIKE(p ike.Path, data []byte) error {
-	k.h.work <- func() { k.h.sendIKE(p, data) }
+	k.h.work <- func() {
+		if !k.cut.Load() {
+			k.h.sendIKE(p, data)
+		}
+	}
 	return nil
 }
 

@@ -52,6 +52,10 @@ func (e *Engine) SetPolicy(node string, p *ipsec.NodePolicy) {
 				c.post(ike.PolicyChanged{Policy: p})
 			}
 		}
+	} else {
+		for c := range n.cells { // restored, and without a policy so far
+			c.post(ike.PolicyChanged{Policy: p})
+		}
 	}
 	n.replaceOrphans()
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/push"
 	"github.com/testudo-ipsec/testudo/keymgr/sadb"
+	"github.com/testudo-ipsec/testudo/keymgr/store"
 )
 
 // Session is one attached worker.
@@ -40,18 +42,24 @@ func (e *Engine) Attach(hello push.Hello, link push.Link) (*Session, error) {
 	n.session, n.seen, n.since, n.nonce = s, true, now, 0
 	n.software = hello.Software
 	n.setAddresses(hello.Addresses)
+	if why := n.sadb.Stale(hello.Inventory); why != "" {
+		n.condemn(why)
+	}
+	if d := e.durable; d != nil {
+		d.submit([]store.Change{{Key: keyNode(n.name), Value: binary.BigEndian.AppendUint64(nil, hello.Incarnation)}}, nil)
+	}
 	plan := n.sadb.Attach(now, hello.Incarnation, hello.Inventory)
 	for _, op := range plan.Ops {
 		x := &errand{}
 		if in, ok := op.(push.Install); ok {
 			x.mend = in.SA.ID
 		}
-		n.queue.Add(push.Group[*errand]{Ops: []push.Op{op}, Owner: x})
+		n.stage(push.Group[*errand]{Ops: []push.Op{op}, Owner: x})
 	}
 	waiting := n.waiting
 	n.waiting = nil
 	for _, x := range waiting {
-		n.again(now, x)
+		n.again(x)
 	}
 	// How far a lost SA got is not known for sure: replace it, but not all at once.
 	lost := make(set[uint64])
@@ -70,6 +78,7 @@ func (e *Engine) Attach(hello push.Hello, link push.Link) (*Session, error) {
 	for _, id := range plan.Stuck {
 		n.rekeyChildOf(id)
 	}
+	n.persist()
 	n.replaceOrphans()
 	e.watchers.publish(Event{Time: now, Kind: KindWorkerUp, Node: n.name,
 		Detail: fmt.Sprintf("worker attached with %d SAs, %d to put right", len(hello.Inventory), len(plan.Ops))})
@@ -78,7 +87,8 @@ func (e *Engine) Attach(hello push.Hello, link push.Link) (*Session, error) {
 }
 
 // again queues an Install effect that the last link did not see through.
-func (n *node) again(now time.Time, x *errand) {
+func (n *node) again(x *errand) {
+	now := time.Now()
 	var ops []push.Op
 	for _, id := range x.sas {
 		op, err := n.sadb.Again(now, id)
@@ -88,7 +98,7 @@ func (n *node) again(now time.Time, x *errand) {
 		}
 		ops = append(ops, op)
 	}
-	n.queue.Add(push.Group[*errand]{Ops: ops, Owner: x})
+	n.stage(push.Group[*errand]{Ops: ops, Owner: x})
 }
 
 // Close says that the worker's stream is gone. Its SAs stay desired.
@@ -111,18 +121,21 @@ func (n *node) lose(s *Session, why string) {
 		}
 	}
 	since := n.since
-	n.e.after(n.e.cfg.Detached, func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if n.session != nil || n.since != since {
-			return
-		}
-		for _, x := range n.waiting {
-			n.fail(x, fmt.Errorf("the worker of node %q went away: %s", n.name, why))
-		}
-		n.waiting = nil
-	})
+	n.e.after(n.e.cfg.Detached, func() { n.failWaiting(since, why) })
 	n.e.watchers.publish(Event{Kind: KindWorkerDown, Node: n.name, Detail: why})
+}
+
+// failWaiting gives up installs that wait for a worker, when none has come since.
+func (n *node) failWaiting(since time.Time, why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.session != nil || n.since != since {
+		return
+	}
+	for _, x := range n.waiting {
+		n.fail(x, fmt.Errorf("the worker of node %q went away: %s", n.name, why))
+	}
+	n.waiting = nil
 }
 
 // Handle takes one report of the worker, in the order in which they came. It
@@ -185,6 +198,7 @@ func (n *node) count(reports []ipsec.SACounters) {
 			}
 		}
 	}
+	n.persist() // how far they got, now and then
 	for c, at := range heard {
 		if at.After(now) {
 			at = now // the worker's clock is ahead
@@ -200,7 +214,7 @@ func (n *node) lease(id ipsec.SAID, used uint64) {
 	switch {
 	case err == nil:
 		n.e.stats.grants.Add(1)
-		n.queue.Add(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
+		n.stage(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
 		n.flush()
 	case errors.Is(err, sadb.ErrExhausted), errors.Is(err, sadb.ErrJump), errors.Is(err, sadb.ErrUnknown): // the last may be an orphan
 		n.e.stats.leasesRefused.Add(1)

@@ -15,6 +15,7 @@ type shard struct {
 	inbox  *inbox
 	timers timers
 	traces traces
+	buf    []byte // for machines to save themselves into
 }
 
 func newShard(e *Engine) *shard { return &shard{e: e, inbox: newInbox(e.cfg.Inbox)} }
@@ -119,9 +120,10 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 		s.e.index.add(spi, c)
 	}
 	s.trace(c, now, ev, effects)
+	var spawned []*cell
 	for _, f := range effects {
 		if spawn, ok := f.(ike.Spawn); ok {
-			s.adopt(c, spawn.Machine)
+			spawned = append(spawned, s.adopt(c, spawn.Machine))
 		}
 	}
 	s.setDeadline(c, deadline)
@@ -131,8 +133,8 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 		if _, drop := f.(ike.Dropped); !drop {
 			ignored = false
 		}
-		s.perform(c, f)
 	}
+	s.letOut(c, effects, spawned)
 	// A responder that ignored the request it was made for waits for nothing.
 	if ignored {
 		s.retire(c, whyIgnored)
@@ -181,7 +183,7 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 	n := c.node
 	switch f := f.(type) {
 	case ike.Send:
-		n.send(f.Path, f.Data)
+		n.send(c, f.Path, f.Data)
 	case ike.Install:
 		n.install(c, f.ID, f.SAs)
 	case ike.Remove:
@@ -222,12 +224,12 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 
 // adopt takes over the machine that replaces c's: same shard, same node, and
 // the CHILD SAs it lists.
-func (s *shard) adopt(c *cell, m ike.Machine) {
+func (s *shard) adopt(c *cell, m ike.Machine) *cell {
 	h := &cell{shard: s, node: c.node, remote: c.remote, began: time.Now(), machine: m, slot: -1, trace: c.trace}
 	var info ike.Info
 	var deadline time.Time
 	if !s.guard(h, func() error { info, deadline = m.Info(), m.Deadline(); return nil }) {
-		return
+		return h
 	}
 	h.initiator, h.spi = info.Initiator, info.LocalSPI
 	if h.spi != 0 {
@@ -236,6 +238,7 @@ func (s *shard) adopt(c *cell, m ike.Machine) {
 	s.setDeadline(h, deadline)
 	s.e.stats.machines.Add(1)
 	c.node.adopt(c, h, info)
+	return h
 }
 
 // info is a machine's snapshot; false when the machine is gone, or is now.
@@ -274,6 +277,7 @@ func (s *shard) retire(c *cell, why string) {
 		return
 	}
 	c.gone = true
+	s.forget(c)
 	s.timers.remove(c)
 	s.endHalfOpen(c)
 	if c.spi != 0 {

@@ -17,6 +17,7 @@ var handshakeBounds = []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.
 type counters struct {
 	received, sent, inboxFull, panics, cookiesSent, established, childrenUp       atomic.Uint64
 	acquires, acquiresFailed, installs, nacks, grants, leasesRefused, slowRefused atomic.Uint64
+	restored, tooOld                                                              atomic.Uint64
 	eventsDropped                                                                 atomic.Uint64
 	machines                                                                      atomic.Int64
 
@@ -71,6 +72,12 @@ func (e *Engine) Stats() Stats {
 		Acquires: c.acquires.Load(), AcquiresFailed: c.acquiresFailed.Load(), Installs: c.installs.Load(), Nacks: c.nacks.Load(),
 		Grants: c.grants.Load(), LeasesRefused: c.leasesRefused.Load(), SlowRefused: c.slowRefused.Load(),
 		EventsDropped: c.eventsDropped.Load(), Machines: uint64(max(c.machines.Load(), 0)),
+	}
+	s.Restored, s.TooOld = c.restored.Load(), c.tooOld.Load()
+	if d := e.durable; d != nil {
+		s.Commits, s.RecordsWritten, s.OctetsWritten, s.CommitErrors = d.commits.Load(), d.records.Load(), d.written.Load(), d.errors.Load()
+		s.CommitWait = time.Duration(d.waited.Load())
+		s.StateFailing = d.failing.Load()
 	}
 	c.mu.Lock()
 	s.Drops, s.Failures = maps.Clone(c.drops), maps.Clone(c.failures)

@@ -35,4 +35,6 @@ const (
 	whyDuplicate  = "DUPLICATE_CHILD_SA"
 	whyForgotten  = "INITIAL_CONTACT"
 	whyReauth     = "REAUTHENTICATION"
+	whyTooOld     = "STATE_TOO_OLD"
+	whyBehind     = "STATE_NOT_WRITTEN"
 )

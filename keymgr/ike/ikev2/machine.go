@@ -307,6 +307,9 @@ func (m *Machine) Info() ike.Info {
 	for _, c := range m.children {
 		i.Children = append(i.Children, c.Child)
 	}
+	for _, d := range m.drains {
+		i.Draining = append(i.Draining, d.sa)
+	}
 	return i
 }
 

@@ -70,6 +70,10 @@ func (m machines) Responder(ike.Env, *ipsec.NodePolicy, []string, ike.Path) (ike
 	return nil, errors.New("nobody calls")
 }
 
+func (m machines) Restore(ike.Env, []byte) (ike.Machine, error) {
+	return nil, errors.New("nothing was saved")
+}
+
 func (s *script) Deadline() time.Time { return time.Time{} }
 func (s *script) Info() ike.Info      { return s.info }
 

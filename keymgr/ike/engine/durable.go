@@ -1,0 +1,212 @@
+package engine
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/store"
+)
+
+// Store keeps what must outlive the process (keymgr/store has two). One goroutine
+// calls it.
+type Store interface {
+	// Load calls fn with each record. fn may keep value, which holds keys.
+	Load(fn func(key string, value []byte) error) error
+	// Commit makes all of a batch durable, or none of it with an error.
+	Commit(batch []store.Change) error
+	Close() error
+}
+
+// Keys of records:
+//
+//	e                     the numbers of SAs: epoch
+//	m/<IKE SPI>/<node>    a machine, as it saves itself
+//	s/<SA number>/<node>  an SA, as sadb saves it
+//	n/<node>              the worker: the incarnation last seen
+const keyEpoch = "e"
+
+func keyMachine(spi uint64, node string) string { return fmt.Sprintf("m/%016x/%s", spi, node) }
+func keySA(id ipsec.SAID, node string) string   { return fmt.Sprintf("s/%016x/%s", uint64(id), node) }
+func keyNode(node string) string                { return "n/" + node }
+
+// Bounds of what waits for the disk.
+const (
+	commitPause = 2 * time.Millisecond // between two batches: at most 500 writes a second
+	commitRetry = 250 * time.Millisecond
+	commitMost  = 4 << 20  // octets of one batch, soft
+	maxBehind   = 64 << 20 // octets that wait; above, datagrams are dropped
+)
+
+// durable writes changes down in the order in which they are submitted, many in one
+// batch: whatever comes while the disk is busy travels in the next one. What follows
+// from a change is let out when the change is durable.
+type durable struct {
+	e     *Engine
+	store Store
+
+	mu      sync.Mutex
+	more    sync.Cond
+	waiting []submission
+	octets  int
+	closed  bool
+	behind  atomic.Bool
+
+	failing                           atomic.Bool
+	commits, records, written, errors atomic.Uint64
+	waited                            atomic.Int64 // nanoseconds from submission to durable, summed
+}
+
+type submission struct {
+	changes []store.Change
+	then    func()
+	at      time.Time
+}
+
+func newDurable(e *Engine, s Store) *durable {
+	d := &durable{e: e, store: s}
+	d.more.L = &d.mu
+	return d
+}
+
+// submit queues changes, all or none of which will be durable, and what is to be
+// done then: on the writer's goroutine, in the order of submission. It takes the
+// values over, and does not wait.
+func (d *durable) submit(changes []store.Change, then func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waiting = append(d.waiting, submission{changes, then, time.Now()})
+	for _, c := range changes {
+		d.octets += len(c.Value)
+	}
+	d.behind.Store(d.octets > maxBehind)
+	d.more.Signal()
+}
+
+// run is the writer. After close it writes what is left, once.
+func (d *durable) run() {
+	for {
+		began := time.Now()
+		group, last := d.take()
+		if len(group) > 0 && !d.commit(group, last) {
+			return
+		}
+		if last {
+			return
+		}
+		if rest := commitPause - time.Since(began); rest > 0 {
+			time.Sleep(rest)
+		}
+	}
+}
+
+// take waits for work; last says that there will be no more.
+func (d *durable) take() (group []submission, last bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for len(d.waiting) == 0 && !d.closed {
+		d.more.Wait()
+	}
+	n, size := 0, 0
+	for n < len(d.waiting) && size < commitMost {
+		for _, c := range d.waiting[n].changes {
+			size += len(c.Value)
+		}
+		n++
+	}
+	group = d.waiting[:n:n]
+	if d.waiting = d.waiting[n:]; len(d.waiting) == 0 {
+		d.waiting = nil
+	}
+	d.octets -= size
+	d.behind.Store(d.octets > maxBehind)
+	return group, d.closed && len(d.waiting) == 0
+}
+
+// commit writes a group, again and again while that fails: what waits for it must
+// not happen before. It gives up when the engine is closed.
+func (d *durable) commit(group []submission, last bool) bool {
+	batch := d.batch(group)
+	defer func() {
+		for _, c := range batch {
+			clear(c.Value)
+		}
+	}()
+	for {
+		err := d.store.Commit(batch)
+		if err == nil {
+			break
+		}
+		d.errors.Add(1)
+		if !d.failing.Swap(true) {
+			d.e.cfg.Log.Error("state cannot be written: IKE waits until it can, workers go on with what they have", "error", err)
+		}
+		if last || d.e.isClosed() {
+			return false
+		}
+		time.Sleep(commitRetry)
+	}
+	if d.failing.Swap(false) {
+		d.e.cfg.Log.Info("state can be written again")
+	}
+	now := time.Now()
+	d.commits.Add(1)
+	d.records.Add(uint64(len(batch)))
+	for _, c := range batch {
+		d.written.Add(uint64(len(c.Value)))
+	}
+	for _, s := range group {
+		d.waited.Add(int64(now.Sub(s.at)))
+		if s.then != nil {
+			s.then()
+		}
+	}
+	return true
+}
+
+// batch merges a group: of several changes of one record the last counts. Each batch
+// says how far SA numbers have got.
+func (d *durable) batch(group []submission) []store.Change {
+	at := make(map[string]int)
+	var out []store.Change
+	for _, s := range group {
+		for _, c := range s.changes {
+			if i, ok := at[c.Key]; ok {
+				clear(out[i].Value)
+				out[i] = c
+				continue
+			}
+			at[c.Key] = len(out)
+			out = append(out, c)
+		}
+	}
+	if len(out) > 0 {
+		out = append(out, store.Change{Key: keyEpoch, Value: epoch{d.e.firstID, ipsec.SAID(d.e.ids.Load())}.octets()})
+	}
+	return out
+}
+
+func (d *durable) close() {
+	d.mu.Lock()
+	d.closed = true
+	d.more.Signal()
+	d.mu.Unlock()
+}
+
+// epoch is what is known of SA numbers: the first one since the store is there, and
+// one that none is above.
+type epoch struct{ first, last ipsec.SAID }
+
+func (x epoch) octets() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(x.first)), uint64(x.last))
+}
+
+func parseEpoch(b []byte) (epoch, error) {
+	if len(b) != 16 {
+		return epoch{}, fmt.Errorf("the record of SA numbers has %d octets, want 16", len(b))
+	}
+	return epoch{ipsec.SAID(binary.BigEndian.Uint64(b)), ipsec.SAID(binary.BigEndian.Uint64(b[8:]))}, nil
+}
