@@ -46,45 +46,6 @@ func (b *pairBench) transfers(t *testing.T) (stop func() int64) {
 	}
 }
 
-func TestKeyManagerIsKilledAndComesBack(t *testing.T) {
-	t.Parallel()
-	b := newPair(t, protectPair(""), fleet.Options{})
-	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
-	old := b.Children("a")[0]
-	probe := b.A.Node.StartProbe(b.B, false, pace)
-	stop := b.transfers(t)
-
-	b.Keymgrd.Kill9()
-	moving(t, probe)
-	b.A.Node.Transfer(b.B, false, 10*megabyte)
-	b.Keymgrd.Start()
-	b.WaitInSync()
-	total := stop()
-	// They are made after a random wait, so that a thousand hosts do not come at once.
-	lab.WaitFor(t, 3*limit, "fresh SAs in place of those of the earlier key manager", func() error {
-		children := b.Children("a")
-		if len(children) == 0 {
-			return errors.New("node a has no CHILD SA")
-		}
-		for _, c := range children {
-			if c.GetId() == old.GetId() {
-				return fmt.Errorf("node a still has %v", c)
-			}
-		}
-		if n := metric(b.Keymgrd, "testudo_keymgr_sas_orphaned"); n != 0 {
-			return fmt.Errorf("%v SAs of the earlier key manager", n)
-		}
-		return nil
-	})
-	moving(t, probe)
-	b.A.Node.Transfer(b.B, false, 10*megabyte)
-	r := probe.Stop()
-	t.Logf("key manager killed and back: %v; %d MB over TCP meanwhile", r, total/megabyte)
-	if r.Lost > r.Sent/50 {
-		t.Errorf("%v; want at most one in fifty", r)
-	}
-}
-
 func TestPolicyDaemonIsKilledAndComesBack(t *testing.T) {
 	b := newPair(t, protectPair(""), fleet.Options{})
 	probe := b.A.Node.StartProbe(b.B, false, pace)

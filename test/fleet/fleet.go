@@ -78,7 +78,7 @@ func New(t testing.TB, l *lab.Lab, o Options) *Fleet {
 	f.Policyd = f.daemon(f.Control, "policyd", "127.0.0.1:7411", append(f.tls("policyd"),
 		"--listen", strings.Join(policyd, ","), "--data", filepath.Join(f.Control.Dir(), "etcd")), o.Policyd)
 	f.Keymgrd = f.daemon(f.Control, "keymgrd", "127.0.0.1:7412", append(f.tls("keymgrd"),
-		"--listen", strings.Join(keymgrd, ","), "--policyd", f.socket("policyd"), "--secrets.dir", f.secrets()), o.Keymgrd)
+		"--listen", strings.Join(keymgrd, ","), "--policyd", f.socket("policyd"), "--secrets.dir", f.secrets(), "--state.dir", f.State()), o.Keymgrd)
 	f.Policyd.Start()
 	f.Keymgrd.Start()
 	for i, h := range o.Hosts {
@@ -130,6 +130,9 @@ func RandomPSK() string {
 	_, _ = rand.Read(b[:])
 	return hex.EncodeToString(b[:]) + "\n"
 }
+
+// State is keymgrd's folder of what outlives it.
+func (f *Fleet) State() string { return filepath.Join(f.Control.Dir(), "keymgrd") }
 
 func (f *Fleet) secrets() string { return filepath.Join(f.Control.Dir(), "secrets") }
 

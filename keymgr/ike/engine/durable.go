@@ -97,9 +97,20 @@ func (d *durable) run() {
 		if last {
 			return
 		}
-		if rest := commitPause - time.Since(began); rest > 0 {
-			time.Sleep(rest)
-		}
+		d.pause(commitPause - time.Since(began))
+	}
+}
+
+// pause waits, unless the engine is closed.
+func (d *durable) pause(t time.Duration) {
+	if t <= 0 {
+		return
+	}
+	timer := time.NewTimer(t)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-d.e.closed:
 	}
 }
 
@@ -147,7 +158,7 @@ func (d *durable) commit(group []submission, last bool) bool {
 		if last || d.e.isClosed() {
 			return false
 		}
-		time.Sleep(commitRetry)
+		d.pause(commitRetry)
 	}
 	if d.failing.Swap(false) {
 		d.e.cfg.Log.Info("state can be written again")

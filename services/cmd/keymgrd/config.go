@@ -15,6 +15,7 @@ type options struct {
 	Policyd string       `koanf:"policyd" help:"address of policyd: unix:///path or host:port"`
 	Metrics string       `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
 	TLS     config.TLS   `koanf:"tls"`
+	State   state        `koanf:"state"`
 	Secrets secrets      `koanf:"secrets"`
 	Vault   vaultOptions `koanf:"vault"`
 	Log     config.Log   `koanf:"log"`
@@ -22,6 +23,30 @@ type options struct {
 
 type secrets struct {
 	Dir string `koanf:"dir" help:"folder of preshared keys and certificates for file: references; empty for none"`
+}
+
+type state struct {
+	Dir string `koanf:"dir" help:"folder of the sealed state that outlives keymgrd; empty to keep none, and negotiate anew after each start"`
+	Key string `koanf:"key" help:"reference of the key that seals it: file:NAME or vault:MOUNT/PATH; empty for one that is made in the folder"`
+}
+
+// Validate checks that the key is where one can be asked for.
+func (s state) Validate(o *options) error {
+	if s.Key == "" {
+		return nil
+	}
+	r, err := cred.ParseRef(s.Key)
+	switch {
+	case err != nil:
+		return fmt.Errorf("state.key: %w", err)
+	case s.Dir == "":
+		return errors.New("state.key: set, but state.dir is empty: nothing would be sealed")
+	case r.Scheme == cred.SchemeFile && o.Secrets.Dir == "":
+		return errors.New("state.key: got a file: reference, but secrets.dir is empty")
+	case r.Scheme == cred.SchemeVault && o.Vault.Address == "":
+		return errors.New("state.key: got a vault: reference, but vault.address is empty")
+	}
+	return nil
 }
 
 type vaultOptions struct {
@@ -53,6 +78,7 @@ func defaults() *options {
 		Listen:  []string{"unix:///run/testudo/keymgrd.sock"},
 		Policyd: "unix:///run/testudo/policyd.sock",
 		Metrics: "127.0.0.1:7412",
+		State:   state{Dir: "/var/lib/testudo/keymgrd"},
 		Secrets: secrets{Dir: "/etc/testudo/secrets"},
 		Vault:   vaultOptions{MaxStale: 24 * time.Hour, Key: cred.KeyKinds[0], AppRole: appRole{Mount: "approle"}, Cert: certLogin{Mount: "cert"}},
 		Log:     config.DefaultLog,
@@ -77,6 +103,7 @@ func (o *options) Validate() error {
 	if o.Secrets.Dir == "" && o.Vault.Address == "" {
 		errs = append(errs, errors.New("secrets.dir and vault.address: neither is set, so no peer could be authenticated; set one"))
 	}
+	errs = append(errs, o.State.Validate(o))
 	if o.Vault.Address != "" {
 		if _, err := vaultConfig(o.Vault); err != nil {
 			errs = append(errs, err)

@@ -30,6 +30,8 @@ func TestConfigCheck(t *testing.T) {
 	for name, file := range map[string]string{
 		"empty":         "",
 		"vault":         "secrets: {dir: ''}\nvault: {address: 'https://vault:8200', token-file: /run/token, max-stale: 36h}\n",
+		"no state":      "state: {dir: ''}\n",
+		"state key":     "state: {key: 'file:state.key'}\n",
 		"vault approle": "vault: {address: 'https://vault:8200', approle: {role-id: r, secret-id-file: /run/id}}\n",
 	} {
 		if out, err := check(t, file); err != nil || !strings.Contains(out, "configuration ok") {
@@ -49,6 +51,9 @@ func TestConfigCheckReportsEveryProblem(t *testing.T) {
 		{"vault: {address: 'https://vault:8200', max-stale: -1h, token-file: /t, approle: {role-id: r}}\n", []string{"vault: got 2 ways to log in", "vault.max-stale: got -1h0m0s"}},
 		{"vault: {address: 'https://vault:8200'}\n", []string{"got 0 ways to log in"}},
 		{"vault: {address: 'vault', token-file: /t}\n", []string{"vault"}},
+		{"state: {key: 'secret'}\n", []string{"state.key: ", "not a reference"}},
+		{"state: {dir: '', key: 'file:k'}\n", []string{"state.key: set, but state.dir is empty"}},
+		{"state: {key: 'vault:secret/k'}\n", []string{"vault.address is empty"}},
 		{"vault: {max-stale: 24}\n", []string{"vault.max-stale", "unit"}},
 		{"vault: {token: secret}\n", []string{"'vault' has invalid keys: token"}},
 		{"policyd: host:7401\n", []string{"tls.ca: not set", "host:7401"}},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"google.golang.org/grpc"
 
@@ -30,7 +31,8 @@ func main() {
 		Long: `keymgrd owns keys. It learns from policyd who talks to whom and how, takes
 preshared keys from Vault or from files, speaks IKE with every peer through the
 workers, and pushes the resulting SAs to them. When it is down the workers go on
-with the SAs they have.
+with the SAs they have; when it comes back it goes on too, with the IKE SAs that it
+kept, sealed, in state.dir.
 
 It serves WorkerLink to workers and KeyManagerService to operators, on unix
 sockets (root or the same user) or over mutual TLS.`,
@@ -45,7 +47,11 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 	if err != nil {
 		return err
 	}
-	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Certificates: stores.certificates, Log: log})
+	kept, err := openState(ctx, log, o.State, stores.secrets)
+	if err != nil {
+		return err
+	}
+	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Certificates: stores.certificates, Store: kept, Log: log})
 	if err != nil {
 		return err
 	}
@@ -66,6 +72,9 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 			return nil
 		},
 	}
+	if o.State.Dir != "" {
+		feed.File = filepath.Join(o.State.Dir, policyFile)
+	}
 	server, err := rpc.Listen(log, o.Listen, o.TLS, rpc.KeymgrdAllow, func(r grpc.ServiceRegistrar) {
 		keymgrv1.RegisterWorkerLinkServer(r, &linkserver.Server{Engine: eng, Log: log})
 		keymgrv1.RegisterKeyManagerServiceServer(r, &keymgrapi.Server{Engine: eng})
@@ -78,6 +87,9 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 	healthy := func() error {
 		if !feed.Connected() {
 			return errors.New("policyd is away; the policy in force stays")
+		}
+		if eng.Stats().StateFailing {
+			return errors.New("state.dir cannot be written: IKE waits, traffic goes on")
 		}
 		return nil
 	}

@@ -211,7 +211,7 @@ func (d *demo) daemons(ctx context.Context) error {
 	if err := d.answers(ctx, d.socket("policyd")); err != nil {
 		return err
 	}
-	if err := d.start("keymgrd", "", "keymgrd", "--listen", d.socket("keymgrd"), "--policyd", d.socket("policyd"), "--secrets.dir", filepath.Join(d.dir, "secrets"), "--metrics", ""); err != nil {
+	if err := d.start("keymgrd", "", "keymgrd", "--listen", d.socket("keymgrd"), "--policyd", d.socket("policyd"), "--secrets.dir", filepath.Join(d.dir, "secrets"), "--state.dir", filepath.Join(d.dir, "keymgrd"), "--metrics", ""); err != nil {
 		return err
 	}
 	for _, h := range hosts {

@@ -49,6 +49,18 @@ var figures = []figure{
 	counter("leases_refused_total", "Lease requests answered by a rekey.", func(s *engine.Stats) uint64 { return s.LeasesRefused }),
 	counter("slow_refused_total", "Secret look-ups and key exchanges over a bound.", func(s *engine.Stats) uint64 { return s.SlowRefused }),
 	counter("events_dropped_total", "Events lost by watchers that did not keep up.", func(s *engine.Stats) uint64 { return s.EventsDropped }),
+	counter("state_restored_total", "IKE SAs taken up from the stored state at the start.", func(s *engine.Stats) uint64 { return s.Restored }),
+	counter("state_too_old_total", "Nodes whose stored state was an old copy, and was not used.", func(s *engine.Stats) uint64 { return s.TooOld }),
+	counter("state_commits_total", "Batches written to the stored state, one write and one sync each.", func(s *engine.Stats) uint64 { return s.Commits }),
+	counter("state_records_total", "Records in these batches.", func(s *engine.Stats) uint64 { return s.RecordsWritten }),
+	counter("state_octets_total", "Octets of these records.", func(s *engine.Stats) uint64 { return s.OctetsWritten }),
+	counter("state_errors_total", "Batches that could not be written, each try.", func(s *engine.Stats) uint64 { return s.CommitErrors }),
+	gauge("state_failing", "1 while the state cannot be written.", func(s *engine.Stats) uint64 {
+		if s.StateFailing {
+			return 1
+		}
+		return 0
+	}),
 	gauge("workers", "Workers attached.", func(s *engine.Stats) uint64 { return s.Workers }),
 	gauge("sas_desired", "Simplex SAs that workers should have.", func(s *engine.Stats) uint64 { return s.SADesired }),
 	gauge("sas_installed", "Of these, acknowledged.", func(s *engine.Stats) uint64 { return s.SAInstalled }),

@@ -1,0 +1,208 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/testudo-ipsec/testudo/test/fleet"
+	"github.com/testudo-ipsec/testudo/test/lab"
+)
+
+// spis are the SPIs of the CHILD SAs of node a.
+func (b *pairBench) spis() []string {
+	var out []string
+	for _, c := range b.Children("a") {
+		out = append(out, fmt.Sprintf("%08x/%08x", c.GetSpiIn(), c.GetSpiOut()))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// waitSpis waits until keymgrd is back with SAs that are, or are not, those of before.
+func (b *pairBench) waitSpis(t *testing.T, what string, ok func([]string) bool) []string {
+	t.Helper()
+	var got []string
+	lab.WaitFor(t, 3*limit, what, func() error {
+		if got = b.spis(); !ok(got) {
+			return fmt.Errorf("node a has the CHILD SAs %v", got)
+		}
+		return nil
+	})
+	return got
+}
+
+// rekeyBy asks for a fresh CHILD SA on a node and waits until it has replaced the old one.
+func (b *pairBench) rekeyBy(t *testing.T, node string) {
+	t.Helper()
+	old := b.spis()
+	b.RekeyChild(node, b.Children(node)[0].GetId())
+	b.waitSpis(t, "a CHILD SA rekeyed by "+node, func(s []string) bool { return len(s) == len(old) && !slices.Equal(s, old) })
+}
+
+// The key manager of both hosts is killed with -9 over and over, under traffic, at
+// random moments, some of them in the middle of a rekey. Not one packet is lost, and
+// nothing is negotiated anew: the IKE SAs stay, and CHILD SAs change by rekeys only.
+func TestKeyManagerIsKilledAndResumes(t *testing.T) {
+	b := newPair(t, protectPair(""), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	before := b.spis()
+	probe := b.A.Node.StartProbe(b.B, false, pace)
+	moving(t, probe)
+	n := restarts(t)
+	for i := range n {
+		rekey := i%2 == 1
+		if rekey {
+			node := []string{"a", "b"}[i/2%2]
+			b.RekeyChild(node, b.Children(node)[0].GetId())
+			<-time.After(time.Duration(rand.IntN(8000)) * time.Microsecond) // in the middle of it
+		}
+		b.Keymgrd.Kill9()
+		moving(t, probe)
+		b.Keymgrd.Start()
+		b.Keymgrd.WaitUp()
+		b.WaitInSync()
+		if got := metric(b.Keymgrd, "testudo_keymgr_state_restored_total"); got < 2 {
+			t.Errorf("restart %d: %v IKE SAs restored, want 2, one of each end", i+1, got)
+		}
+		if got := metric(b.Keymgrd, "testudo_keymgr_sas_orphaned"); got != 0 {
+			t.Errorf("restart %d: %v orphans, want none", i+1, got)
+		}
+		if !rekey && i == 0 {
+			if got := b.spis(); !slices.Equal(got, before) {
+				t.Errorf("CHILD SAs %v after a restart, want %v", got, before)
+			}
+		}
+		moving(t, probe)
+		if got := metric(b.Keymgrd, "testudo_keymgr_established_total"); got != 0 {
+			t.Errorf("restart %d: %v IKE SAs were negotiated, want none", i+1, got)
+		}
+	}
+	b.rekeyBy(t, "a")
+	b.rekeyBy(t, "b")
+	moving(t, probe)
+	if r := probe.Stop(); r.Lost != 0 {
+		t.Errorf("%d restarts: %v; want none lost", n, r)
+	} else {
+		t.Logf("%d restarts: %v", n, r)
+	}
+}
+
+// What the stored state can come to while keymgrd is down. Traffic never stops, and
+// fresh SAs take over.
+func TestStoredStateIsLost(t *testing.T) {
+	sas := func(b *pairBench) string { return filepath.Join(b.State(), "sas") }
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		name  string
+		early func(t *testing.T, b *pairBench) // while it still runs
+		down  func(t *testing.T, b *pairBench)
+		says  string
+	}{
+		{name: "deleted", down: func(t *testing.T, b *pairBench) { must(t, os.RemoveAll(b.State())) }},
+		{name: "damaged", says: "the stored state cannot be used", down: func(t *testing.T, b *pairBench) {
+			for _, f := range files(t, sas(b)) {
+				c, err := os.ReadFile(f)
+				must(t, err)
+				c[len(c)/2] ^= 1
+				must(t, os.WriteFile(f, c, 0o600))
+			}
+		}},
+		{name: "older copy", says: "older than what the worker knows",
+			early: func(t *testing.T, b *pairBench) {
+				must(t, os.CopyFS(filepath.Join(b.Control.Dir(), "copy"), os.DirFS(b.State())))
+				b.rekeyBy(t, "a")
+			},
+			down: func(t *testing.T, b *pairBench) {
+				must(t, os.RemoveAll(b.State()))
+				must(t, os.Rename(filepath.Join(b.Control.Dir(), "copy"), b.State()))
+			}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newPair(t, protectPair(""), fleet.Options{})
+			b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+			if tc.early != nil {
+				tc.early(t, b)
+			}
+			before := b.spis()
+			probe := b.A.Node.StartProbe(b.B, false, pace)
+			moving(t, probe)
+			b.Keymgrd.Kill9()
+			tc.down(t, b)
+			b.Keymgrd.Start()
+			if tc.says != "" {
+				b.Keymgrd.Process().WaitOutput(tc.says, limit)
+			}
+			b.waitSpis(t, "fresh CHILD SAs", func(s []string) bool {
+				return len(s) > 0 && !slices.ContainsFunc(s, func(x string) bool { return slices.Contains(before, x) })
+			})
+			lab.WaitFor(t, 3*limit, "the old SAs to be gone", func() error {
+				if n := metric(b.Keymgrd, "testudo_keymgr_sas_orphaned"); n != 0 {
+					return fmt.Errorf("%v SAs of the earlier key manager", n)
+				}
+				return nil
+			})
+			moving(t, probe)
+			r := probe.Stop()
+			t.Log(r)
+			if r.Lost > r.Sent/50 {
+				t.Errorf("%v; want at most one in fifty", r)
+			}
+		})
+	}
+}
+
+// With a wrong key keymgrd says so and changes nothing: with the right one it resumes.
+func TestStoredStateUnderAnotherKey(t *testing.T) {
+	b := newPair(t, protectPair(""), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	before := b.spis()
+	probe := b.A.Node.StartProbe(b.B, false, pace)
+	moving(t, probe)
+	b.Keymgrd.Kill9()
+	b.Secret("other.key", fleet.RandomPSK())
+	b.Keymgrd.Start("--state.key", "file:other.key")
+	b.Keymgrd.Process().WaitOutput("sealed with another key", limit)
+	lab.WaitFor(t, limit, "keymgrd to give up", func() error {
+		if b.Keymgrd.Running() == nil {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+	b.Keymgrd.Start()
+	b.Keymgrd.WaitUp()
+	b.WaitInSync()
+	if got := b.spis(); !slices.Equal(got, before) {
+		t.Errorf("CHILD SAs %v, want %v", got, before)
+	}
+	moving(t, probe)
+	if r := probe.Stop(); r.Lost != 0 {
+		t.Errorf("%v; want none lost", r)
+	}
+}
+
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	var out []string
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".log") || strings.HasSuffix(e.Name(), ".base") {
+			out = append(out, filepath.Join(dir, e.Name()))
+		}
+	}
+	return out
+}
