@@ -28,6 +28,11 @@ type Env struct {
 	Rand     io.Reader
 	AllocSPI func() ipsec.SPI // an unused inbound SPI of the node
 	NextID   func() uint64    // for ipsec.SAID and CHILD SA numbers; never reused
+	// IKESPI is an unused IKE SPI; nil for a random one.
+	IKESPI func() uint64
+	// Tokens are what proves that an IKE SA was lost (RFC 6290), best first; nil
+	// when there are none to be had.
+	Tokens func(spiI, spiR uint64) [][]byte
 }
 
 // Info describes an IKE SA.

@@ -32,8 +32,9 @@ type cell struct {
 
 	// Guarded by node.mu.
 	peer        string
-	restored    bool // by an earlier process
-	barred      bool // it must not send any more: condemn
+	restored    bool     // by an earlier process
+	anew        []string // rules to negotiate when it is gone
+	barred      bool     // it must not send any more: condemn
 	established bool
 	sas         set[ipsec.SAID] // installed for it
 	rules       set[string]     // negotiations it has under way

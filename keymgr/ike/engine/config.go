@@ -38,7 +38,10 @@ type Config struct {
 	Secrets  Secrets
 	// Certificates may be nil: then peers with certificates cannot be served.
 	Certificates cred.Certificates
-	Store        Store        // what outlives the process; nil: nothing does. New takes it over
+	Store        Store // what outlives the process; nil: nothing does. New takes it over
+	// CrashSecrets are what tokens of quick crash detection are made from (RFC 6290),
+	// newest first: of the fleet, so that any key manager can make them. Empty: none.
+	CrashSecrets []ipsec.Secret
 	Rand         io.Reader    // crypto/rand; must be safe for concurrent use
 	Log          *slog.Logger // discard
 

@@ -57,7 +57,7 @@ func (k *cookies) secrets(now time.Time) []ipsec.Secret {
 }
 
 // unprotected answers a request outside of any IKE SA with one notify.
-func unprotected(h wire.Header, n *wire.Notify) []byte {
+func unprotected(h wire.Header, ps ...wire.Payload) []byte {
 	h.Flags = wire.FlagResponse | ^h.Flags&wire.FlagInitiator
-	return wire.AppendMessage(nil, h, []wire.Payload{n})
+	return wire.AppendMessage(nil, h, ps)
 }

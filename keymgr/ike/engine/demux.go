@@ -58,6 +58,7 @@ func (n *node) route(path ike.Path, data []byte) (why string) {
 	c := e.index.find(own)
 	switch {
 	case c == nil:
+		n.unknown(path, h)
 		return whyUnknownSPI
 	case c.node != n:
 		return whyWrongNode

@@ -30,7 +30,8 @@ func (n *node) dropDuplicates(rule string) {
 		refs = append(refs, r)
 	}
 	slices.SortFunc(refs, func(a, b childRef) int {
-		if d := a.since.Sub(b.since); d.Abs() > n.e.cfg.Drain/2 {
+		const together = 5 * time.Second // a start at once, with a retransmission or two
+		if d := a.since.Sub(b.since); d.Abs() > together {
 			return -cmp.Compare(d, 0)
 		}
 		return cmp.Or(cmp.Compare(min(a.child.SPIIn, a.child.SPIOut), min(b.child.SPIIn, b.child.SPIOut)),

@@ -199,11 +199,16 @@ func (e *Engine) allNodes() []*node {
 
 // env is what a machine of the node takes from outside.
 func (e *Engine) env(n *node) ike.Env {
-	return ike.Env{
+	env := ike.Env{
 		Rand:     e.cfg.Rand,
 		AllocSPI: func() ipsec.SPI { return n.allocSPI(e.cfg.Rand) },
 		NextID:   func() uint64 { return e.ids.Add(1) },
 	}
+	if len(e.cfg.CrashSecrets) != 0 {
+		env.IKESPI = e.newSPI
+		env.Tokens = n.tokens
+	}
+	return env
 }
 
 // allocSPI picks a random SPI that no SA of the node has. It is not reserved:

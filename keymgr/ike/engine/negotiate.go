@@ -8,6 +8,7 @@ import (
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 )
 
 // Bounds, per negotiation, IKE SA and peer.
@@ -222,6 +223,9 @@ func (n *node) failed(c *cell, f ike.Failure) {
 	n.e.watchers.publish(Event{Kind: KindFailed, Node: n.name, Peer: f.Peer, SPI: c.spi, Failure: &f,
 		Detail: (&FailedError{f}).Error()})
 	n.reauthFailed(c, f)
+	if f.Why == ikev2.WhyLost {
+		c.anew = slices.Sorted(maps.Keys(n.rulesOf(c)))
+	}
 	if f.Rule != "" {
 		b := n.retries[f.Rule]
 		if b == nil && n.rules[f.Rule] != nil {

@@ -219,6 +219,9 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 		}
 	}
 	n.endTalks(c, f)
+	if c.anew != nil {
+		defer n.negotiateAnew(c.anew)
+	}
 	// A machine takes down what it set up before it ends; this catches the rest.
 	for id := range c.children {
 		n.forgetChild(id)
@@ -226,6 +229,22 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 	n.removeLocked(slices.Sorted(maps.Keys(c.sas)))
 	if c.established {
 		n.e.watchers.publish(Event{Kind: KindIKEDown, Node: n.name, Peer: c.peer, SPI: c.spi, Detail: "IKE SA ended: " + why})
+	}
+}
+
+// rulesOf are the rules that an IKE SA's CHILD SAs serve.
+func (n *node) rulesOf(c *cell) map[string]bool {
+	rules := make(map[string]bool)
+	for id := range c.children {
+		rules[n.ruleOf[id]] = true
+	}
+	return rules
+}
+
+// negotiateAnew does not wait for a packet: the peer has lost what served the rules.
+func (n *node) negotiateAnew(rules []string) {
+	for _, rule := range rules {
+		n.negotiate(rule, nil, false)
 	}
 }
 

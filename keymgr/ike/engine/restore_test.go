@@ -44,13 +44,18 @@ type ends struct {
 	ea   *engine.Engine
 	eb   *engine.Engine
 	a, b *host
+
+	secret string // of quick crash detection
 }
+
+func crashSecrets(s string) []ipsec.Secret { return []ipsec.Secret{ipsec.CopySecret([]byte(s))} }
 
 func inEnds(t *testing.T, fn func(t *testing.T, p *ends)) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t)
 		p := &ends{lab: l, t: t, disk: new(memory.Store), a: l.host("a", "192.0.2.1"), b: l.host("b", "192.0.2.2")}
-		p.eb = newEngine(t, nil)
+		p.secret = "the secret of the fleet"
+		p.eb = newEngine(t, func(c *engine.Config) { c.CrashSecrets = crashSecrets(p.secret) })
 		p.eb.SetPolicy("b", policy(t, "b", "192.0.2.2", "a", "192.0.2.1", 2))
 		p.b.attach(p.eb)
 		p.start()
@@ -68,7 +73,7 @@ func inEnds(t *testing.T, fn func(t *testing.T, p *ends)) {
 // start starts a's key manager on what is on the disk.
 func (p *ends) start() {
 	p.pa = &process{}
-	p.ea = newEngine(p.t, func(c *engine.Config) { c.Store = mortal{p.disk, p.pa} })
+	p.ea = newEngine(p.t, func(c *engine.Config) { c.Store, c.CrashSecrets = mortal{p.disk, p.pa}, crashSecrets(p.secret) })
 	p.pa.e = p.ea
 	p.ea.SetPolicy("a", policy(p.t, "a", "192.0.2.1", "b", "192.0.2.2", 2))
 }
@@ -234,7 +239,7 @@ func TestOldCopyOfTheStore(t *testing.T) {
 		p.after(time.Second)
 		copied := p.disk.Copy()
 		p.must(p.ea.Rekey(t.Context(), engine.Filter{Rule: "rule-0"}))
-		p.after(20 * time.Second)
+		p.after(time.Minute)
 		before := p.agree()
 		p.kill()
 		p.disk = copied
@@ -257,7 +262,7 @@ func TestOldCopyOfTheStore(t *testing.T) {
 func TestLostStore(t *testing.T) {
 	inEnds(t, func(t *testing.T, p *ends) {
 		p.a.acquire(1)
-		p.after(time.Second)
+		p.after(time.Minute)
 		p.kill()
 		p.disk = new(memory.Store)
 		p.start()
@@ -351,4 +356,66 @@ func TestRestoredWithoutPolicy(t *testing.T) {
 		}
 		p.mustForward()
 	})
+}
+
+// State and worker are lost: the other end learns it from the answer to its next
+// request, by a token that any key manager with the secret can make, and starts anew.
+func TestQuickCrashDetection(t *testing.T) {
+	for _, right := range []bool{true, false} {
+		inEnds(t, func(t *testing.T, p *ends) {
+			p.a.acquire(1)
+			p.after(time.Second)
+			before := p.agree()
+			p.kill()
+			p.disk, p.a.sas = new(memory.Store), make(map[ipsec.SAID]ipsec.SA)
+			p.a.incarnation++
+			if !right {
+				p.secret = "another secret"
+			}
+			p.start()
+			p.a.attach(p.ea)
+			p.must(p.eb.Rekey(t.Context(), engine.Filter{Rule: "rule-0"}))
+			p.after(3 * time.Second)
+			if !right {
+				if s := p.eb.Stats(); s.Failures["PEER_LOST_STATE"] != 0 {
+					t.Error("a wrong token was believed")
+				}
+				return
+			}
+			if got := p.agree(); len(got) != 2 || slices.Equal(got, before) {
+				t.Errorf("SAs %v, want fresh ones instead of %v", got, before)
+			}
+			if s := p.eb.Stats(); s.Failures["PEER_LOST_STATE"] != 1 {
+				t.Errorf("failures %v, want one of PEER_LOST_STATE", s.Failures)
+			}
+			p.mustForward()
+		})
+	}
+}
+
+// The tokens of a rekeyed IKE SA are its own, whoever rekeyed it, and a restart does
+// not lose those of the peer.
+func TestQuickCrashDetectionAfterRekey(t *testing.T) {
+	for _, byA := range []bool{false, true} {
+		inEnds(t, func(t *testing.T, p *ends) {
+			p.a.acquire(1)
+			p.after(time.Second)
+			if byA {
+				p.must(p.ea.Rekey(t.Context(), engine.Filter{Peer: "b"}))
+			} else {
+				p.must(p.eb.Rekey(t.Context(), engine.Filter{Peer: "a"}))
+			}
+			p.after(20 * time.Second)
+			p.kill()
+			p.disk, p.a.sas = new(memory.Store), make(map[ipsec.SAID]ipsec.SA)
+			p.start()
+			p.a.attach(p.ea)
+			p.must(p.eb.Rekey(t.Context(), engine.Filter{Rule: "rule-0"}))
+			p.after(3 * time.Second)
+			if s := p.eb.Stats(); s.Failures["PEER_LOST_STATE"] != 1 {
+				t.Errorf("rekeyed by a %t: failures %v, want one of PEER_LOST_STATE", byA, s.Failures)
+			}
+			p.mustForward()
+		})
+	}
 }

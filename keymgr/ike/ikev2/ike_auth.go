@@ -66,6 +66,7 @@ func (m *Machine) sendAuth(own ownAuth) {
 		ps = append(ps, &wire.ID{PayloadType: wire.TypeIDr, Identity: m.peer.RemoteID})
 	}
 	ps = append(ps, own.auth)
+	ps = append(ps, m.tokenPayload(m.spiI, m.spiR)...)
 	if m.announceOnly {
 		ps = append(ps, &wire.Notify{Message: wire.InitialContact})
 	}
@@ -182,6 +183,7 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	own := m.serve.auth.own
 	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}}, own.certPayloads()...)
 	ps = append(ps, own.auth)
+	ps = append(ps, m.tokenPayload(m.spiI, m.spiR)...)
 	if m.first.ppk.applied {
 		ps = append(ps, &wire.Notify{Message: wire.PPKIdentity}) // RFC 8784 §3: it is used
 	}
@@ -192,6 +194,7 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 		ps = append(ps, n.payloads()...)
 	}
 	m.readMobike(m.serve.auth.msg)
+	m.takeToken(m.serve.auth.msg)
 	if m.mob.on {
 		ps = append(ps, m.offerMobike()...)
 	}
@@ -245,6 +248,7 @@ func (m *Machine) authenticated(msg *message) {
 		n.ni, n.nr = m.first.ni, m.first.nr
 	}
 	m.readMobike(msg)
+	m.takeToken(msg)
 	m.established()
 	m.scheduleReauth()
 	m.obeyLifetime(msg)

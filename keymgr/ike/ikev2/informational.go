@@ -68,6 +68,7 @@ func (m *Machine) informationalResponse(msg *message) {
 
 // informationalRequest answers the peer.
 func (m *Machine) informationalRequest(msg *message) {
+	m.takeToken(msg)
 	// RFC 7296 §2.21.2 and §2.21.3: these two end the IKE SA without a delete.
 	for _, fatal := range []wire.NotifyType{wire.AuthenticationFailed, wire.InvalidSyntax} {
 		if msg.notify(fatal) != nil {

@@ -58,6 +58,7 @@ type Machine struct {
 	mob       mobility
 	localID   ipsec.Identity
 	remoteID  ipsec.Identity
+	peerToken ipsec.Secret // proves that the peer has lost the IKE SA: qcd.go
 
 	suite ipsec.Suite
 	keys  suite.IKEKeys
@@ -229,6 +230,9 @@ func (m *Machine) random(n int) []byte {
 
 // newSPI is a random IKE SPI, never zero (RFC 7296 §2.6).
 func (m *Machine) newSPI() uint64 {
+	if m.env.IKESPI != nil {
+		return m.env.IKESPI()
+	}
 	for {
 		if v := binary.BigEndian.Uint64(m.random(8)); v != 0 {
 			return v

@@ -46,6 +46,10 @@ func (m *Machine) datagram(ev ike.Datagram) {
 		m.drop(WhyWrongRole)
 		return
 	}
+	if h.Response() && h.Next == wire.TypeNotify {
+		m.unprotected(h, ev)
+		return
+	}
 	if why := m.outOfWindow(h); why != "" {
 		m.drop(why)
 		return

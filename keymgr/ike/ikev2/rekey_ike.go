@@ -249,6 +249,9 @@ func (m *Machine) successor(initiator bool, n *ikeNegotiation, secrets []ipsec.S
 		return nil, err
 	}
 	next.established()
+	if !m.peerToken.IsZero() && m.env.Tokens != nil { // the peer knows what to do with it (RFC 6290 §4.3)
+		next.enqueue(task{kind: taskToken})
+	}
 	return next, nil
 }
 

@@ -118,6 +118,7 @@ func (m *Machine) archive(c *archive.Coder) {
 	c.String(&m.ppk)
 	archive.Identity(c, &m.localID)
 	archive.Identity(c, &m.remoteID)
+	c.Secret(&m.peerToken)
 	m.archiveKeys(c)
 
 	for _, t := range []*time.Time{&m.created, &m.since, &m.rekeyAt, &m.reauthAt, &m.endAt} {
@@ -411,10 +412,8 @@ func (t *task) check() error {
 		bad = t.nego == nil || len(t.nego.proposals) == 0 || t.phase != phaseSent && t.nego.child == nil
 	case taskRekeyIKE:
 		bad = t.ike == nil || t.phase != phaseSent
-	case taskDeleteChild, taskDeleteIKE, taskLiveness:
-		bad = t.phase != phaseSent
-	default:
-		bad = true
+	default: // of INFORMATIONAL
+		bad = t.phase != phaseSent || t.kind > taskToken
 	}
 	if t.kind == taskConnect && t.phase == phaseSent || t.crossIKE != nil && t.crossIKE.machine == nil {
 		bad = true

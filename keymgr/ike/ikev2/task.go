@@ -21,6 +21,7 @@ const (
 	taskUpdate                      // INFORMATIONAL: UPDATE_SA_ADDRESSES (mobike.go)
 	taskAnnounce                    // INFORMATIONAL: ADDITIONAL_*_ADDRESS
 	taskRoutability                 // INFORMATIONAL: COOKIE2
+	taskToken                       // INFORMATIONAL, our token after a rekey (qcd.go)
 )
 
 // phase is what a task or a serve waits for.
@@ -130,6 +131,8 @@ func (m *Machine) startNext() {
 			m.startDeleteIKE()
 		case taskLiveness:
 			m.request(wire.Informational, m.livenessPayloads()...)
+		case taskToken:
+			m.request(wire.Informational, m.tokenPayload(m.spiI, m.spiR)...)
 		case taskUpdate, taskAnnounce, taskRoutability:
 			m.startMobike()
 		}

@@ -46,6 +46,7 @@ const (
 	RekeySA                   NotifyType = 16393
 	ESPTFCPaddingNotSupported NotifyType = 16394
 	NonFirstFragmentsAlso     NotifyType = 16395
+	QuickCrashDetection       NotifyType = 16419 // RFC 6290
 	MobikeSupported           NotifyType = 16396
 	AdditionalIP4Address      NotifyType = 16397
 	AdditionalIP6Address      NotifyType = 16398

@@ -16,6 +16,7 @@ type options struct {
 	Metrics string       `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
 	TLS     config.TLS   `koanf:"tls"`
 	State   state        `koanf:"state"`
+	Crash   crash        `koanf:"crash-detection"`
 	Secrets secrets      `koanf:"secrets"`
 	Vault   vaultOptions `koanf:"vault"`
 	Log     config.Log   `koanf:"log"`
@@ -30,21 +31,24 @@ type state struct {
 	Key string `koanf:"key" help:"reference of the key that seals it: file:NAME or vault:MOUNT/PATH; empty for one that is made in the folder"`
 }
 
-// Validate checks that the key is where one can be asked for.
-func (s state) Validate(o *options) error {
-	if s.Key == "" {
+type crash struct {
+	Secret string `koanf:"secret" help:"reference of the fleet's secret for quick crash detection (RFC 6290), the same for all keymgrds; empty for one that is made in state.dir"`
+	Off    bool   `koanf:"off" help:"do without quick crash detection"`
+}
+
+// reachable checks that a reference leads to a store that is configured.
+func (o *options) reachable(key, ref string) error {
+	if ref == "" {
 		return nil
 	}
-	r, err := cred.ParseRef(s.Key)
+	r, err := cred.ParseRef(ref)
 	switch {
 	case err != nil:
-		return fmt.Errorf("state.key: %w", err)
-	case s.Dir == "":
-		return errors.New("state.key: set, but state.dir is empty: nothing would be sealed")
+		return fmt.Errorf("%s: %w", key, err)
 	case r.Scheme == cred.SchemeFile && o.Secrets.Dir == "":
-		return errors.New("state.key: got a file: reference, but secrets.dir is empty")
+		return fmt.Errorf("%s: got a file: reference, but secrets.dir is empty", key)
 	case r.Scheme == cred.SchemeVault && o.Vault.Address == "":
-		return errors.New("state.key: got a vault: reference, but vault.address is empty")
+		return fmt.Errorf("%s: got a vault: reference, but vault.address is empty", key)
 	}
 	return nil
 }
@@ -103,7 +107,10 @@ func (o *options) Validate() error {
 	if o.Secrets.Dir == "" && o.Vault.Address == "" {
 		errs = append(errs, errors.New("secrets.dir and vault.address: neither is set, so no peer could be authenticated; set one"))
 	}
-	errs = append(errs, o.State.Validate(o))
+	errs = append(errs, o.reachable("state.key", o.State.Key), o.reachable("crash-detection.secret", o.Crash.Secret))
+	if o.State.Key != "" && o.State.Dir == "" {
+		errs = append(errs, errors.New("state.key: set, but state.dir is empty: nothing would be sealed"))
+	}
 	if o.Vault.Address != "" {
 		if _, err := vaultConfig(o.Vault); err != nil {
 			errs = append(errs, err)

@@ -53,6 +53,7 @@ func TestConfigCheckReportsEveryProblem(t *testing.T) {
 		{"vault: {address: 'vault', token-file: /t}\n", []string{"vault"}},
 		{"state: {key: 'secret'}\n", []string{"state.key: ", "not a reference"}},
 		{"state: {dir: '', key: 'file:k'}\n", []string{"state.key: set, but state.dir is empty"}},
+		{"crash-detection: {secret: 'vault:secret/k'}\n", []string{"crash-detection.secret: got a vault: reference"}},
 		{"state: {key: 'vault:secret/k'}\n", []string{"vault.address is empty"}},
 		{"vault: {max-stale: 24}\n", []string{"vault.max-stale", "unit"}},
 		{"vault: {token: secret}\n", []string{"'vault' has invalid keys: token"}},

@@ -51,7 +51,11 @@ func run(ctx context.Context, log *slog.Logger, o *options) error {
 	if err != nil {
 		return err
 	}
-	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Certificates: stores.certificates, Store: kept, Log: log})
+	crashSecrets, err := openCrashSecrets(ctx, log, o, stores.secrets)
+	if err != nil {
+		return err
+	}
+	eng, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: stores.secrets, Certificates: stores.certificates, Store: kept, CrashSecrets: crashSecrets, Log: log})
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,9 @@ import (
 
 // Files in the state folder, beside those of the store.
 const (
-	keyFile    = "key"    // made at the first start, unless state.key names another
-	policyFile = "policy" // the last policy
+	keyFile    = "key"          // made at the first start, unless state.key names another
+	crashFile  = "crash-secret" // the same for crash-detection.secret
+	policyFile = "policy"       // the last policy
 )
 
 const vaultRetry = 5 * time.Second
@@ -72,12 +73,36 @@ func stateKeys(ctx context.Context, log *slog.Logger, o state, secrets cred.PSKs
 		k, err := generatedKey(filepath.Join(o.Dir, keyFile))
 		return []ipsec.Secret{k}, err
 	}
+	return waitFor(ctx, log, o.Key, secrets)
+}
+
+// openCrashSecrets are what tokens of quick crash detection are made from.
+func openCrashSecrets(ctx context.Context, log *slog.Logger, o *options, secrets cred.PSKs) ([]ipsec.Secret, error) {
+	var keys []ipsec.Secret
+	var err error
+	switch {
+	case o.Crash.Off || o.Crash.Secret == "" && o.State.Dir == "":
+		return nil, nil
+	case o.Crash.Secret != "":
+		keys, err = waitFor(ctx, log, o.Crash.Secret, secrets)
+	default:
+		keys = make([]ipsec.Secret, 1)
+		keys[0], err = generatedKey(filepath.Join(o.State.Dir, crashFile))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("crash-detection.secret: %w", err)
+	}
+	return keys, nil
+}
+
+// waitFor finds secrets, and waits while their store is away.
+func waitFor(ctx context.Context, log *slog.Logger, ref string, secrets cred.PSKs) ([]ipsec.Secret, error) {
 	for {
-		keys, err := secrets.PSK(ctx, o.Key)
+		keys, err := secrets.PSK(ctx, ref)
 		if err == nil || cred.KindOf(err) != cred.Unavailable {
 			return keys, err
 		}
-		log.Warn("the key of the stored state cannot be had; waiting", "error", err, "retry_in", vaultRetry)
+		log.Warn("a secret that keymgrd needs to start cannot be had; waiting", "error", err, "retry_in", vaultRetry)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
