@@ -32,6 +32,7 @@
 // is rekeyed; and a restored machine's IVs begin far from those it had. Message IDs
 // of an old copy are not noticed at once: such an IKE SA ends by silence.
 //
-// Limitations. IKEv1 is dropped and counted. INVALID_IKE_SPI is never sent, and
-// INITIAL_CONTACT neither.
+// Whoever asks under an IKE SA that was lost is told so, with a token (qcd.go).
+//
+// Limitations. IKEv1 is dropped and counted. INITIAL_CONTACT is never sent.
 package engine
