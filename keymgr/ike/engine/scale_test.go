@@ -90,7 +90,7 @@ func (c *crowd) close() {
 	c.group.Wait()
 }
 
-func (c *crowd) attach(t *testing.T, e *engine.Engine, node string, addr netip.Addr) {
+func (c *crowd) attach(t testing.TB, e *engine.Engine, node string, addr netip.Addr) {
 	m := &member{crowd: c, lane: c.lanes[len(c.members)%len(c.lanes)]}
 	c.members[addr] = m
 	var err error
