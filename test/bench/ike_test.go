@@ -2,9 +2,11 @@ package bench
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,25 +41,59 @@ var ikeSuites = []string{
 type ikeResponder struct {
 	name   string
 	client *lab.Node
-	psk    string          // file
+	prove  []string        // flags of the load that prove who it is
 	cpu    []func() uint64 // nanoseconds used by each of its processes so far
 	memory func() float64  // octets in use
 }
 
-// ikePair is a responder's node and one whose loopback has all peers' addresses.
-func ikePair(t *testing.T) (*lab.Pair, string) {
+// ikeBed is where a responder is measured: its node, and one whose loopback has
+// the addresses of all peers, with what they prove themselves by.
+type ikeBed struct {
+	*lab.Pair
+	psk   string
+	ca    *lab.CA // nil without certificates
+	gw    lab.Cert
+	prove []string
+}
+
+func newIKEBed(t *testing.T, certificates bool) ikeBed {
 	t.Helper()
-	p := lab.NewPair(t, lab.PairOptions{})
-	p.A.Node.IP("route", "add", "local", ikePeers4, "dev", "lo")
-	p.B.Node.Route(netip.MustParsePrefix(ikePeers4), p.A.V4.Addr())
-	return p, fleet.RandomPSK()
+	b := ikeBed{Pair: lab.NewPair(t, lab.PairOptions{}), psk: fleet.RandomPSK()}
+	client := b.A.Node
+	client.IP("route", "add", "local", ikePeers4, "dev", "lo")
+	b.B.Node.Route(netip.MustParsePrefix(ikePeers4), b.A.V4.Addr())
+	if !certificates {
+		b.prove = []string{"--psk-file", client.WriteFile("load.psk", b.psk)}
+		return b
+	}
+	b.ca = lab.NewCA(t, "bench")
+	b.gw = b.ca.Issue("p256", "gw.example")
+	dir := filepath.Join(client.Dir(), "pki")
+	write := func(name, content string) {
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("ca.pem", b.ca.PEM())
+	for i := range ikePeers {
+		c := b.ca.Issue("p256", fmt.Sprint("load-", i))
+		write(fmt.Sprintf("load-%d.pem", i), c.Chain)
+		write(fmt.Sprintf("load-%d-key.pem", i), c.Key)
+	}
+	b.prove = []string{"--secrets", dir, "--credential", "file:load-%d", "--trust", "file:ca.pem"}
+	return b
 }
 
 // oursIKE is keymgrd, and a workerd that relays IKE to it and takes the SAs.
-func oursIKE(t *testing.T) ikeResponder {
+func oursIKE(t *testing.T, certificates bool) ikeResponder {
 	t.Helper()
-	p, psk := ikePair(t)
-	f := fleet.New(t, p.Lab, fleet.Options{Hosts: []*lab.Node{p.B.Node}, Secrets: map[string]string{fleet.PSK: psk}})
+	p := newIKEBed(t, certificates)
+	secrets, method := map[string]string{fleet.PSK: p.psk}, `psk: {secret: "file:`+fleet.PSK+`"}`
+	if certificates {
+		secrets["ca.pem"], secrets["gw.pem"], secrets["gw-key.pem"] = p.ca.PEM(), p.gw.Chain, p.gw.Key
+		method = `certificate: {trust: "file:ca.pem", credential: "file:gw"}`
+	}
+	f := fleet.New(t, p.Lab, fleet.Options{Hosts: []*lab.Node{p.B.Node}, Secrets: secrets})
 	var y strings.Builder
 	fmt.Fprintf(&y, "apiVersion: testudo/v1\nkind: Node\nmetadata: {name: b}\nspec: {addresses: [%s], identity: gw.example}\n", p.B.V4.Addr())
 	a := netip.MustParsePrefix(ikePeers4).Addr()
@@ -76,7 +112,7 @@ spec: {action: secure, mode: tunnel, security: [{esp: {encryption: aes128gcm16}}
 ---
 kind: Authentication
 metadata: {name: fleet}
-spec: {methods: [{psk: {secret: "file:%s"}}]}
+spec: {methods: [{%s}]}
 ---
 kind: Policy
 metadata: {name: load}
@@ -87,12 +123,12 @@ spec:
 kind: Assignment
 metadata: {name: b}
 spec: {policy: load, to: b}
-`, fleet.PSK, strings.Join(ikeSuites, ", "))
+`, method, strings.Join(ikeSuites, ", "))
 	f.Apply(y.String())
 	f.WaitInSync()
 	heap := func() float64 { return f.Keymgrd.Metrics()["go_memstats_heap_alloc_bytes"] }
 	return ikeResponder{
-		name: "testudo", client: p.A.Node, psk: p.A.Node.WriteFile("load.psk", psk),
+		name: "testudo", client: p.A.Node, prove: p.prove,
 		cpu:    []func() uint64{cpuOf(t, f.Keymgrd.Process().PID()), cpuOf(t, f.Worker("b").Process().PID())},
 		memory: func() float64 { f.Keymgrd.CollectGarbage(); return heap() },
 	}
@@ -104,21 +140,27 @@ spec: {policy: load, to: b}
 // entries in its own tables. It protects itself, by a mark on its packets: the
 // selectors hold the peers' own addresses, and without it charon would put its
 // IKE messages into the tunnel for ever.
-func swanIKE(t *testing.T) ikeResponder {
+func swanIKE(t *testing.T, certificates bool) ikeResponder {
 	t.Helper()
-	p, psk := ikePair(t)
+	p := newIKEBed(t, certificates)
 	quiet := "default = -1\n\tike = -1\n\tcfg = -1\n\tknl = -1\n\tesp = -1"
+	conn := lab.SwanConn{
+		Name: "load", Local: p.B.V4.Addr(), LocalID: "gw.example", RemoteID: "%any",
+		LocalTS: []netip.Prefix{netip.PrefixFrom(p.B.V4.Addr(), 32)}, RemoteTS: []netip.Prefix{netip.MustParsePrefix(ikePeers4)},
+		IKEProposals: ikeSuites, ESPProposals: []string{"aes128gcm16"}, Settings: []string{"unique = never"},
+	}
+	if certificates {
+		conn.Cert, conn.CAs = &p.gw, []*lab.CA{p.ca}
+	} else {
+		conn.PSK = ipsec.NewSecret([]byte(strings.TrimSpace(p.psk)))
+	}
 	s := p.B.Node.StartStrongSwanWith(lab.SwanOptions{ProtectsItself: true, Charon: []string{
 		"threads = 16", "cookie_threshold = 0", "block_threshold = 0", "init_limit_half_open = 0", "init_limit_job_load = 0",
 		"ikesa_table_size = 4096", "ikesa_table_segments = 16", "install_routes = no",
 		"filelog { stderr {\n\t" + quiet + "\n\t} }", "journal {\n\t" + quiet + "\n\t}", "syslog { daemon {\n\t" + quiet + "\n\t} auth {\n\t" + quiet + "\n\t} }",
-	}}, lab.SwanConn{
-		Name: "load", Local: p.B.V4.Addr(), LocalID: "gw.example", RemoteID: "%any", PSK: ipsec.NewSecret([]byte(strings.TrimSpace(psk))),
-		LocalTS: []netip.Prefix{netip.PrefixFrom(p.B.V4.Addr(), 32)}, RemoteTS: []netip.Prefix{netip.MustParsePrefix(ikePeers4)},
-		IKEProposals: ikeSuites, ESPProposals: []string{"aes128gcm16"}, Settings: []string{"unique = never"},
-	})
+	}}, conn)
 	return ikeResponder{
-		name: "charon", client: p.A.Node, psk: p.A.Node.WriteFile("load.psk", psk),
+		name: "charon", client: p.A.Node, prove: p.prove,
 		cpu:    []func() uint64{cpuOf(t, s.PID())},
 		memory: func() float64 { return float64(residentSet(t, s.PID())) },
 	}
@@ -139,9 +181,9 @@ func (r ikeResponder) round(t *testing.T, suite string) ikeRound {
 	for i, cpu := range r.cpu {
 		start[i] = cpu()
 	}
-	p := r.client.Start(lab.Command{Args: []string{fleet.Program(t, "testudo"), "bench", "ike", "192.0.2.2", "--psk-file", r.psk,
+	p := r.client.Start(lab.Command{Args: append([]string{fleet.Program(t, "testudo"), "bench", "ike", "192.0.2.2",
 		"--local-id", "load-%d", "--remote-id", "gw.example", "--ike", suite, "--esp", "aes128gcm16", "--from", ikePeers4,
-		"--count", strconv.Itoa(ikePeers), "--concurrency", strconv.Itoa(ikeConcurrency), "--hold", "2s", "-o", "json"}})
+		"--count", strconv.Itoa(ikePeers), "--concurrency", strconv.Itoa(ikeConcurrency), "--hold", "2s", "-o", "json"}, r.prove...)})
 	p.WaitOutput("held for", time.Minute)
 	var out ikeRound
 	for i, cpu := range r.cpu {
@@ -173,16 +215,25 @@ func TestIKE(t *testing.T) {
 		t.Skipf("%s is not set: `make bench-ike` sets it", ikeVar)
 	}
 	n := rounds(t)
-	rs := []ikeResponder{oursIKE(t), swanIKE(t)}
+	type row struct {
+		name, suite string
+		rivals      [2]ikeResponder // ours and charon
+	}
+	bySecret := [2]ikeResponder{oursIKE(t, false), swanIKE(t, false)}
+	var rows []row
+	for _, suite := range ikeSuites {
+		rows = append(rows, row{suite, suite, bySecret})
+	}
+	rows = append(rows, row{ikeSuites[0] + " ecdsa", ikeSuites[0], [2]ikeResponder{oursIKE(t, true), swanIKE(t, true)}})
 	got := map[string][]ikeRound{}
-	key := func(r ikeResponder, suite string) string { return r.name + " " + suite }
+	key := func(r ikeResponder, name string) string { return r.name + " " + name }
 	for i := range n {
-		for _, suite := range ikeSuites {
-			for k := range rs {
-				r := rs[(i+k)%len(rs)]
-				x := r.round(t, suite)
+		for _, row := range rows {
+			for k := range row.rivals {
+				r, suite := row.rivals[(i+k)%2], row.name
+				x := r.round(t, row.suite)
 				got[key(r, suite)] = append(got[key(r, suite)], x)
-				fmt.Printf("round %d of %d  %-8s %-32s %.3f ms CPU %.3f  %5.0f set-ups/s  p50 %.1f ms  p99 %.1f ms  %6.0f octets\n",
+				fmt.Printf("round %d of %d  %-8s %-34s %.3f ms CPU %.3f  %5.0f set-ups/s  p50 %.1f ms  p99 %.1f ms  %6.0f octets\n",
 					i+1, n, r.name, suite, sum(x.cpu), x.cpu, x.perSecond, x.p50, x.p99, x.octets)
 			}
 		}
@@ -195,23 +246,24 @@ func TestIKE(t *testing.T) {
 		return median(v)
 	}
 	cpu := func(x ikeRound) float64 { return sum(x.cpu) }
-	fmt.Printf("\nmedian of %d, interleaved; %d peers, %d at a time, PSK, one CHILD SA each; initiator and responder on this machine's processors\n", n, ikePeers, ikeConcurrency)
-	fmt.Printf("%-32s %-8s %12s %12s %12s %12s %8s %8s %10s\n", "", "", "CPU ms/SA", "keymgrd", "workerd", "set-ups/s", "p50 ms", "p99 ms", "octets/SA")
-	for _, suite := range ikeSuites {
-		for _, r := range rs {
+	fmt.Printf("\nmedian of %d, interleaved; %d peers, %d at a time, PSK or certificates (ecdsa), one CHILD SA each; initiator and responder on this machine's processors\n", n, ikePeers, ikeConcurrency)
+	fmt.Printf("%-34s %-8s %12s %12s %12s %12s %8s %8s %10s\n", "", "", "CPU ms/SA", "keymgrd", "workerd", "set-ups/s", "p50 ms", "p99 ms", "octets/SA")
+	for _, row := range rows {
+		suite := row.name
+		for _, r := range row.rivals {
 			share := []string{"-", "-"}
 			if len(r.cpu) == 2 {
 				for i := range share {
 					share[i] = fmt.Sprintf("%.3f", mid(r, suite, func(x ikeRound) float64 { return x.cpu[i] }))
 				}
 			}
-			fmt.Printf("%-32s %-8s %12.3f %12s %12s %12.0f %8.1f %8.1f %10.0f\n", suite, r.name, mid(r, suite, cpu), share[0], share[1],
+			fmt.Printf("%-34s %-8s %12.3f %12s %12s %12.0f %8.1f %8.1f %10.0f\n", suite, r.name, mid(r, suite, cpu), share[0], share[1],
 				mid(r, suite, func(x ikeRound) float64 { return x.perSecond }), mid(r, suite, func(x ikeRound) float64 { return x.p50 }),
 				mid(r, suite, func(x ikeRound) float64 { return x.p99 }), mid(r, suite, func(x ikeRound) float64 { return x.octets }))
 		}
 	}
 	fmt.Println("octets: live heap of keymgrd after a collection; growth of charon's resident set, which shows in its first round only")
-	a, b, s := rs[0], rs[1], ikeSuites[0]
+	a, b, s := bySecret[0], bySecret[1], ikeSuites[0]
 	fmt.Printf("\nbench-ike: ours_cpu_ms=%.3f charon_cpu_ms=%.3f ratio=%.2f setups_per_s=%.0f p99_ms=%.1f bytes_per_sa=%.0f\n",
 		mid(a, s, cpu), mid(b, s, cpu), mid(a, s, cpu)/mid(b, s, cpu), mid(a, s, func(x ikeRound) float64 { return x.perSecond }),
 		mid(a, s, func(x ikeRound) float64 { return x.p99 }), mid(a, s, func(x ikeRound) float64 { return x.octets }))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/cred"
+	"github.com/testudo-ipsec/testudo/keymgr/cred/pki"
+	"github.com/testudo-ipsec/testudo/keymgr/cred/static"
 	"github.com/testudo-ipsec/testudo/services/internal/ikeload"
 )
 
@@ -23,12 +26,12 @@ func (c *cli) benchCommand() *cobra.Command {
 
 func (c *cli) benchIKE() *cobra.Command {
 	o := ikeload.Options{}
-	var pskFile, ike, esp, mode, localTS, remoteTS string
+	var pskFile, secrets, ike, esp, mode, localTS, remoteTS string
 	var from []string
 	cmd := &cobra.Command{
 		Use:   "ike ADDRESS[:PORT]",
 		Short: "Set up many IKE SAs with a responder and tell how fast it was",
-		Long: `bench ike is an initiator of IKEv2 with a preshared key. It sets up --count IKE
+		Long: `bench ike is an initiator of IKEv2. It sets up --count IKE
 SAs with one CHILD SA each, --concurrency at a time, deletes them again, and
 prints set-ups per second, latencies, and why set-ups failed.
 
@@ -40,23 +43,35 @@ IKE SA out. So point it only at a responder of your own that may be slowed down,
 and give it identities of its own. It talks to ADDRESS and to nobody else, ends
 after --time, and sends no protected packet.
 
-It takes part in no policy: the responder must accept --local-id with the key in
---psk-file, and a CHILD SA between each source address and ADDRESS (or
---local-ts and --remote-ts). With %d in --local-id and several source addresses
+It takes part in no policy: the responder must accept --local-id, proven by the
+key in --psk-file or by a certificate, and a CHILD SA between each source address and ADDRESS (or
+--local-ts and --remote-ts). With %d in --local-id, and in --credential, and several source addresses
 (--from, which must be addresses of this host), each address is a peer of its
 own, as a fleet would be. Ports are ephemeral, so no privilege is needed.
 
   testudo bench ike 192.0.2.10 --local-id load.example --remote-id gw.example \
-    --psk-file load.psk --count 1000 --concurrency 16`,
+    --psk-file load.psk --count 1000 --concurrency 16
+  testudo bench ike 192.0.2.10 --local-id load.example --remote-id gw.example \
+    --secrets ./pki --credential file:load --trust file:ca`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if o.To, err = responder(args[0]); err != nil {
 				return err
 			}
-			if o.PSK, err = readPSK(pskFile); err != nil {
-				return err
+			if pskFile != "" {
+				if o.PSK, err = readPSK(pskFile); err != nil {
+					return err
+				}
+				defer o.PSK.Wipe()
+			} else {
+				files, err := static.Open(secrets)
+				if err != nil {
+					return err
+				}
+				defer files.Close()
+				log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+				o.Certificates = pki.New(pki.Config{Stores: map[string]pki.Store{cred.SchemeFile: files}, Log: log})
 			}
-			defer o.PSK.Wipe()
 			if o.IKE, err = ipsec.ParseProposal(ipsec.ProtocolIKE, ike); err != nil {
 				return fmt.Errorf("--ike: %w", err)
 			}
@@ -102,6 +117,9 @@ own, as a fleet would be. Ports are ephemeral, so no privilege is needed.
 	}
 	f := cmd.Flags()
 	f.StringVar(&pskFile, "psk-file", "", "file with the preshared key, as in keymgrd's secrets directory")
+	f.StringVar(&secrets, "secrets", "", "folder with certificates and keys, as keymgrd's secrets directory")
+	f.StringVar(&o.Credential, "credential", "", "reference of the key and chain to show, such as file:load for load.pem and load-key.pem")
+	f.StringVar(&o.Trust, "trust", "", "reference of the authorities that the responder's certificate may come from, such as file:ca")
 	f.StringVar(&o.LocalID, "local-id", "", "identity to show; %d becomes the number of the source address")
 	f.StringVar(&o.RemoteID, "remote-id", "", "identity that the responder must show")
 	f.StringVar(&ike, "ike", "aes256gcm16-prfsha256-x25519", "IKE suite, see `testudo suites`")
@@ -115,9 +133,12 @@ own, as a fleet would be. Ports are ephemeral, so no privilege is needed.
 	f.DurationVar(&o.Time, "time", time.Minute, "start no more after this long")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Second, "a set-up that takes longer has failed")
 	f.DurationVar(&o.Hold, "hold", 0, "keep all of them until this long after the last; 0 deletes each at once")
-	for _, name := range []string{"psk-file", "local-id", "remote-id"} {
+	for _, name := range []string{"local-id", "remote-id"} {
 		_ = cmd.MarkFlagRequired(name)
 	}
+	cmd.MarkFlagsOneRequired("psk-file", "secrets")
+	cmd.MarkFlagsMutuallyExclusive("psk-file", "secrets")
+	cmd.MarkFlagsRequiredTogether("secrets", "credential", "trust")
 	return cmd
 }
 

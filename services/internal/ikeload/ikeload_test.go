@@ -1,7 +1,15 @@
 package ikeload_test
 
 import (
+	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -12,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
@@ -62,13 +71,49 @@ func suite(t testing.TB, p ipsec.Protocol, s string) ipsec.Proposal {
 	return x
 }
 
-func newResponder(t testing.TB) *responder {
+// anyone is a store with one credential, whose authority proves every identity.
+type anyone struct{ credential *cred.Credential }
+
+func newAnyone(t testing.TB) anyone {
 	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{}, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return anyone{&cred.Credential{Chain: [][]byte{der}, Signer: k}}
+}
+
+func (a anyone) Credential(context.Context, string) (*cred.Credential, error) {
+	return a.credential, nil
+}
+
+func (a anyone) Authorities(context.Context, []string) ([][20]byte, error) {
+	return [][20]byte{{1}}, nil
+}
+
+func (a anyone) Verify(_ context.Context, q cred.ChainQuestion) (crypto.PublicKey, error) {
+	if len(q.Chain) != 1 || !bytes.Equal(q.Chain[0], a.credential.Chain[0]) {
+		return nil, errors.New("another certificate")
+	}
+	return a.credential.Signer.Public(), nil
+}
+
+// newResponder proves itself by the preshared key, or by the store of certificates.
+func newResponder(t testing.TB, stores ...cred.Certificates) *responder {
+	t.Helper()
+	cfg, auth := engine.Config{Machines: ikev2.Machines{}, Secrets: oneKey(key)}, ipsec.AuthMethod{PSK: "file:psk"}
+	if len(stores) > 0 {
+		cfg.Certificates, auth = stores[0], ipsec.AuthMethod{Certificate: &ipsec.CertificateAuth{Trust: []string{"file:ca"}, Credential: "file:gw"}}
+	}
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := engine.New(engine.Config{Machines: ikev2.Machines{}, Secrets: oneKey(key)})
+	e, err := engine.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +121,7 @@ func newResponder(t testing.TB) *responder {
 	e.SetPolicy("gw", &ipsec.NodePolicy{
 		Node: "gw", Addresses: []netip.Addr{loopback}, Default: ipsec.ActionPermit,
 		Peers: []ipsec.Peer{{Name: "any", Local: []netip.Addr{loopback}, LocalID: identity("gw"), RemoteID: identity("load-0"),
-			Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Proposals: []ipsec.Proposal{suite(t, ipsec.ProtocolIKE, "aes256gcm16-prfsha256-x25519")}}},
+			Auth: []ipsec.AuthMethod{auth}, Proposals: []ipsec.Proposal{suite(t, ipsec.ProtocolIKE, "aes256gcm16-prfsha256-x25519")}}},
 		Rules: []ipsec.Rule{{Name: "rule", Weight: 1, Direction: ipsec.Both, Action: ipsec.ActionSecure, Peer: "any",
 			Selector: ipsec.Selector{Local: ipsec.AddrSelector(loopback), Remote: ipsec.PrefixSelector(netip.MustParsePrefix("127.0.0.0/8"))},
 			Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: []ipsec.Proposal{suite(t, ipsec.ProtocolESP, "aes128gcm16")}, ReplayWindow: 64}}},
@@ -183,6 +228,21 @@ func TestHold(t *testing.T) {
 	to.waitClean(t)
 }
 
+// By certificates in both directions, and refused when the responder trusts others.
+func TestCertificates(t *testing.T) {
+	store := newAnyone(t)
+	to := newResponder(t, store)
+	o := options(t, to.addr)
+	o.PSK, o.Certificates, o.Credential, o.Trust = ipsec.Secret{}, store, "file:load-%d", "file:ca"
+	if r := run(t, o); r.Succeeded != 40 || r.Failed != 0 {
+		t.Errorf("report %+v", r)
+	}
+	o.Certificates = newAnyone(t)
+	if r := run(t, o); r.Succeeded != 0 || len(r.Failures) != 1 || r.Failures[0].Why != "AUTHENTICATION_FAILED" {
+		t.Errorf("report of another certificate %+v", r)
+	}
+}
+
 func TestFailuresSayWhy(t *testing.T) {
 	to := newResponder(t)
 	silent, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
@@ -244,16 +304,15 @@ func TestTimeEndsTheRun(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	for want, change := range map[string]func(*ikeload.Options){
-		"responder":   func(o *ikeload.Options) { o.To = netip.AddrPort{} },
-		"one host":    func(o *ikeload.Options) { o.To = netip.MustParseAddrPort("224.0.0.1:500") },
-		"count":       func(o *ikeload.Options) { o.Count = ikeload.MaxCount + 1 },
-		"concurrency": func(o *ikeload.Options) { o.Concurrency = 0 },
-		"time":        func(o *ikeload.Options) { o.Time = ikeload.MaxTime + 1 },
-		"timeout":     func(o *ikeload.Options) { o.Timeout = 0 },
-		"hold":        func(o *ikeload.Options) { o.Hold = -1 },
-		"no preshared": func(o *ikeload.Options) {
-			o.PSK = ipsec.Secret{}
-		},
+		"responder":    func(o *ikeload.Options) { o.To = netip.AddrPort{} },
+		"one host":     func(o *ikeload.Options) { o.To = netip.MustParseAddrPort("224.0.0.1:500") },
+		"count":        func(o *ikeload.Options) { o.Count = ikeload.MaxCount + 1 },
+		"concurrency":  func(o *ikeload.Options) { o.Concurrency = 0 },
+		"time":         func(o *ikeload.Options) { o.Time = ikeload.MaxTime + 1 },
+		"timeout":      func(o *ikeload.Options) { o.Timeout = 0 },
+		"hold":         func(o *ikeload.Options) { o.Hold = -1 },
+		"neither":      func(o *ikeload.Options) { o.PSK = ipsec.Secret{} },
+		"a credential": func(o *ikeload.Options) { o.Certificates = anyone{} },
 		"two families": func(o *ikeload.Options) { o.From = []netip.Addr{netip.MustParseAddr("::1")} },
 		"identity":     func(o *ikeload.Options) { o.RemoteID = "" },
 	} {

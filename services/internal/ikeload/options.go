@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
 )
 
 // Bounds of a run.
@@ -26,7 +27,12 @@ type Options struct {
 
 	LocalID  string // %d stands for the number of the source address, counting from 0
 	RemoteID string
-	PSK      ipsec.Secret
+
+	// Both ends prove themselves with a preshared key, or with certificates.
+	PSK          ipsec.Secret
+	Certificates cred.Certificates
+	Credential   string // reference of our key and chain; %d as in LocalID
+	Trust        string // reference of the responder's authorities
 
 	IKE       ipsec.Proposal
 	ESP       ipsec.Proposal
@@ -62,8 +68,10 @@ func (o *Options) Check() error {
 		return bad("hold %s: want up to %s", o.Hold, MaxTime)
 	case len(o.From) > MaxSources:
 		return bad("%d source addresses: want at most %d", len(o.From), MaxSources)
-	case o.PSK.IsZero():
-		return bad("no preshared key")
+	case o.PSK.IsZero() && o.Certificates == nil:
+		return bad("neither a preshared key nor certificates")
+	case o.Certificates != nil && (o.Credential == "" || o.Trust == ""):
+		return bad("certificates: want a credential to show, and whom to trust")
 	}
 	for _, a := range o.From {
 		if a.Is4() != o.To.Addr().Unmap().Is4() {
@@ -115,7 +123,16 @@ func sourceRange(w string) (first, last netip.Addr, err error) {
 
 // identity is LocalID for a source address.
 func (o *Options) identity(source int) (ipsec.Identity, error) {
-	return ipsec.ParseIdentity(strings.ReplaceAll(o.LocalID, "%d", strconv.Itoa(source)))
+	return ipsec.ParseIdentity(numbered(o.LocalID, source))
+}
+
+func numbered(s string, source int) string { return strings.ReplaceAll(s, "%d", strconv.Itoa(source)) }
+
+func (o *Options) auth(source int) ipsec.AuthMethod {
+	if o.Certificates == nil {
+		return ipsec.AuthMethod{PSK: "psk"}
+	}
+	return ipsec.AuthMethod{Certificate: &ipsec.CertificateAuth{Credential: numbered(o.Credential, source), Trust: []string{o.Trust}}}
 }
 
 const ruleName = "load"
@@ -146,7 +163,7 @@ func (o *Options) policy(source int, local netip.Addr) (*ipsec.NodePolicy, error
 		Node: id.String(), Addresses: []netip.Addr{local}, Default: ipsec.ActionPermit,
 		Peers: []ipsec.Peer{{
 			Name: "responder", Local: []netip.Addr{local}, Remote: []netip.Addr{remote}, LocalID: id, RemoteID: remoteID,
-			Auth: []ipsec.AuthMethod{{PSK: "psk"}}, Proposals: []ipsec.Proposal{o.IKE},
+			Auth: []ipsec.AuthMethod{o.auth(source)}, Proposals: []ipsec.Proposal{o.IKE},
 		}},
 		Rules: []ipsec.Rule{{
 			Name: ruleName, Weight: 1, Direction: ipsec.Both, Action: ipsec.ActionSecure, Peer: "responder", Selector: sel,

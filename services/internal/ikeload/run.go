@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/cred"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 )
@@ -41,7 +42,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 			return Report{}, err
 		}
 	}
-	r := &run{o: &o, net: net, began: time.Now(), release: make(chan struct{})}
+	r := &run{ctx: ctx, o: &o, net: net, began: time.Now(), release: make(chan struct{})}
 	until, cancel := context.WithTimeout(ctx, o.Time)
 	defer cancel()
 	slots := make(chan struct{}, o.Concurrency)
@@ -80,6 +81,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 
 // run is what the sessions of one Run share.
 type run struct {
+	ctx     context.Context // of Run
 	o       *Options
 	net     *network
 	tally   tally
@@ -196,6 +198,21 @@ func (s *session) perform(f ike.Effect, inbox chan ike.Event) ike.Event {
 		s.socket.send(f.Path, f.Data)
 	case ike.NeedPSK:
 		return ike.PSKs{ID: f.ID, Secrets: []ipsec.Secret{s.o.PSK}}
+	case ike.NeedAuthorities:
+		keys, err := s.o.Certificates.Authorities(s.ctx, f.Trust)
+		return ike.Authorities{ID: f.ID, Keys: keys, Err: err}
+	case ike.NeedSignature:
+		x, err := s.o.Certificates.Credential(s.ctx, f.Credentials[0].Credential)
+		if err != nil {
+			return ike.Signed{ID: f.ID, Err: err}
+		}
+		return ikev2.PerformSignature(rand.Reader, f, x.Signer, x.Chain)
+	case ike.NeedVerification:
+		key, err := s.o.Certificates.Verify(s.ctx, cred.ChainQuestion{Chain: f.Chain, Identity: f.Identity, Method: f.Methods[0], Now: time.Now()})
+		if err != nil {
+			return ike.Verified{ID: f.ID, Err: err}
+		}
+		return ikev2.PerformVerification(f, key)
 	case ike.NeedKE:
 		return ikev2.PerformKE(rand.Reader, f)
 	case ike.Install:
