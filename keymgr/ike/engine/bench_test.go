@@ -11,6 +11,7 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 	"github.com/testudo-ipsec/testudo/keymgr/push"
 )
 
@@ -131,4 +132,54 @@ func BenchmarkHandshakes(b *testing.B) {
 	}
 	b.ReportMetric(held, "B/IKE_SA")
 	b.ReportMetric(peers*float64(b.N)/b.Elapsed().Seconds(), "handshakes/s")
+}
+
+// BenchmarkHalfOpen is what an initiator leaves behind that has shown a cookie
+// and does not go on: X25519, a request as an ordinary peer sends it.
+func BenchmarkHalfOpen(b *testing.B) {
+	const count = 10000
+	for b.Loop() {
+		b.StopTimer()
+		l := newLab(b)
+		e := newEngine(b, func(c *engine.Config) { c.HalfOpenPrefixCookie, c.HalfOpenCookie, c.HalfOpenPrefixMax = 1e6, 1e6, 1e6 })
+		h := l.host("a", "192.0.2.1")
+		pol := policy(b, "a", "192.0.2.1", "b", "192.0.2.2", 1)
+		pol.Peers[0].Remote = nil
+		e.SetPolicy("a", pol)
+		h.attach(e)
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		b.StartTimer()
+		for i := range uint64(count) {
+			h.report(request(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).String(), halfOpenRequest(i+1)))
+			for e.Stats().Sent+1000 < i {
+				runtime.Gosched()
+			}
+		}
+		for e.Stats().Sent < count {
+			runtime.Gosched()
+		}
+		b.StopTimer()
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric((float64(after.HeapAlloc)-float64(before.HeapAlloc))/count, "B/half-open")
+		e.Close()
+		l.close()
+		b.StartTimer()
+	}
+}
+
+// halfOpenRequest is the first message of an ordinary peer.
+func halfOpenRequest(spi uint64) []byte {
+	suite := func(typ ipsec.TransformType, id, bits uint16) wire.Transform {
+		return wire.Transform{Transform: ipsec.Transform{Type: typ, ID: id, KeyBits: bits}}
+	}
+	h := wire.Header{SPIi: spi, Exchange: wire.IKESAInit, Flags: wire.FlagInitiator}
+	return wire.AppendMessage(nil, h, []wire.Payload{
+		&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolID(ipsec.ProtocolIKE), Transforms: []wire.Transform{
+			suite(ipsec.TransformENCR, ipsec.EncrAESGCM16, 128), suite(ipsec.TransformPRF, ipsec.PRFHMACSHA2256, 0), suite(ipsec.TransformKE, ipsec.KEX25519, 0)}}}},
+		&wire.KE{Method: ipsec.KEX25519, Data: append([]byte{9}, make([]byte, 31)...)}, &wire.Nonce{Data: make([]byte, 32)},
+		&wire.Notify{Message: wire.NATDetectionSourceIP, Data: make([]byte, 20)}, &wire.Notify{Message: wire.NATDetectionDestinationIP, Data: make([]byte, 20)},
+	})
 }

@@ -12,7 +12,8 @@
 // commands are not dropped: each is asked for by an effect or an operator, and
 // those are bounded. Half-open machines are bounded globally and per prefix,
 // behind cookies (RFC 7296 §2.6). Slow work runs on bounded pools that serve
-// peers in turn.
+// peers in turn, and of which one peer has a quarter at most. What is remembered
+// of failures and of exchanges (Failures, Traces) is bounded too.
 //
 // Failure. A panic in a machine ends that machine only; its SAs go on working
 // until fresh ones replace them. Close deletes nothing: workers keep their SAs.
