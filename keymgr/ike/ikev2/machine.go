@@ -206,7 +206,11 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 		m.resume()
 	}
 	m.startNext()
-	return m.effects
+	// Kept no longer than they are needed: they hold datagrams, and this machine may
+	// be one of a hundred thousand.
+	effects := m.effects
+	m.effects = nil
+	return effects
 }
 
 func (m *Machine) emit(e ike.Effect) {
