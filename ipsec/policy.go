@@ -130,6 +130,7 @@ type Peer struct {
 	DPD        time.Duration // liveness check when idle this long; 0 for never
 	ForceEncap bool
 	Mobike     bool // RFC 4555, when the peer has it too
+	TCP        TCPUse
 }
 
 // Version orders states of a policy store. A feed's versions are comparable

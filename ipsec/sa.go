@@ -95,10 +95,47 @@ type Lifetime struct {
 	TimeHard time.Duration
 }
 
-// UDPEncap says that ESP travels in UDP (RFC 3948), with these ports.
-type UDPEncap struct {
+// Encap says that ESP travels in UDP (RFC 3948) or in a TCP connection (RFC
+// 9329), with these ports.
+type Encap struct {
 	LocalPort  uint16
 	RemotePort uint16
+	TCP        bool
+}
+
+func (e Encap) String() string {
+	if e.TCP {
+		return "TCP"
+	}
+	return "UDP"
+}
+
+// TCPUse says when IKE and ESP travel in TCP (RFC 9329 §5).
+type TCPUse uint8
+
+const (
+	TCPNever    TCPUse = 0
+	TCPFallback TCPUse = 1 // when the peer does not answer over UDP; answered when the peer does it
+	TCPAlways   TCPUse = 2
+)
+
+var tcpUses = [...]string{TCPNever: "never", TCPFallback: "fallback", TCPAlways: "always"}
+
+func (u TCPUse) String() string {
+	if int(u) < len(tcpUses) {
+		return tcpUses[u]
+	}
+	return fmt.Sprintf("tcp-use-%d", uint8(u))
+}
+
+// ParseTCPUse reads "never", "fallback" or "always".
+func ParseTCPUse(s string) (TCPUse, error) {
+	for i, name := range tcpUses {
+		if s == name {
+			return TCPUse(i), nil
+		}
+	}
+	return 0, fmt.Errorf("use of TCP %q: want never, fallback or always", s)
 }
 
 // SA is one simplex security association as a worker needs it: nothing in it
@@ -111,7 +148,7 @@ type SA struct {
 	Mode      Mode
 	Local     netip.Addr // this host's outer address
 	Remote    netip.Addr // the peer's outer address
-	Encap     *UDPEncap  // nil: ESP directly over IP
+	Encap     *Encap     // nil: ESP directly over IP
 
 	Suite    Suite  // Encr, Integ and ESN are used
 	EncrKey  Secret // key and, for AEAD and CTR, the salt after it

@@ -305,7 +305,7 @@ func TestConstructorsRefuse(t *testing.T) {
 		{"encryption", func(sa *ipsec.SA) { sa.EncrKey = ipsec.NewSecret(make([]byte, 16)) }, "encrypts nothing"},
 		{"unknown algorithm", func(sa *ipsec.SA) { sa.Suite.Integ.ID = 999 }, "not one for AH"},
 		{"no algorithm", func(sa *ipsec.SA) { sa.Suite.Integ = ipsec.Transform{} }, "not one for AH"},
-		{"UDP", func(sa *ipsec.SA) { sa.Encap = &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500} }, "UDP"},
+		{"UDP", func(sa *ipsec.SA) { sa.Encap = &ipsec.Encap{LocalPort: 4500, RemotePort: 4500} }, "UDP"},
 		{"inbound SA", func(sa *ipsec.SA) { sa.Direction = ipsec.Inbound }, "direction in"},
 	} {
 		sa := testSA(t, "sha256", ipsec.Outbound, false)

@@ -111,6 +111,7 @@ var (
 type Path struct {
 	Local  netip.AddrPort
 	Remote netip.AddrPort
+	TCP    bool // in the connection between the two (RFC 9329)
 }
 
 // Installed is one SA in force.
@@ -122,7 +123,7 @@ type Installed struct {
 	Mode      ipsec.Mode
 	Local     netip.Addr
 	Remote    netip.Addr
-	Encap     *ipsec.UDPEncap
+	Encap     *ipsec.Encap
 	Suite     ipsec.Suite
 	Selectors []ipsec.Selector
 	Rule      string

@@ -25,6 +25,7 @@ type Socket struct {
 	Port  uint16 // UDP port; 0 for raw ESP and AH
 	Encap bool   // ESP and IKE share the port (RFC 3948); otherwise only IKE
 	AH    bool   // AH, in messages that begin with the IP header
+	TCP   bool   // TCP connections (RFC 9329), of any local port; Encap is set too
 
 	// Queue tells apart sockets that are alike otherwise and share what comes in. The
 	// first, which is 0, receives IKE.
@@ -192,7 +193,7 @@ func gone(err error) bool { return errors.Is(err, os.ErrClosed) }
 
 // SendIKE sends an IKE message from the socket of path.Local's port and family.
 func (e *Engine) SendIKE(path backend.Path, data []byte) error {
-	s := e.socket(path.Local.Addr().Is6(), path.Local.Port(), false)
+	s := e.socket(path.Local.Addr().Is6(), path.Local.Port(), false, path.TCP)
 	if s < 0 || path.Local.Port() == 0 {
 		return fmt.Errorf("send IKE from %s: no socket on this port and family", path.Local)
 	}
@@ -215,11 +216,11 @@ func (e *Engine) SendIKE(path backend.Path, data []byte) error {
 	return nil
 }
 
-// socket is the number of the socket with a port, or of the one for AH, or -1; of
-// several the first.
-func (e *Engine) socket(ipv6 bool, port uint16, ah bool) int {
+// socket is the number of the socket with a port, or of the one for AH or TCP, or
+// -1; of several the first.
+func (e *Engine) socket(ipv6 bool, port uint16, ah, tcp bool) int {
 	for i := range e.cfg.Sockets {
-		if s := &e.cfg.Sockets[i]; s.IPv6 == ipv6 && s.Port == port && s.AH == ah {
+		if s := &e.cfg.Sockets[i]; s.IPv6 == ipv6 && s.AH == ah && s.TCP == tcp && (s.Port == port || tcp) {
 			return i
 		}
 	}

@@ -131,7 +131,7 @@ func simplex(t testing.TB, s saSpec, id ipsec.SAID, x, y *host, xNet, yNet netip
 		ReplayWindow: 1024, Lease: ipsec.Lease{First: 1, Last: 1 << 40}, Rule: "r", Peer: "p", Child: uint64(id),
 	}
 	if s.encap {
-		sa.Encap = &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500}
+		sa.Encap = &ipsec.Encap{LocalPort: 4500, RemotePort: 4500}
 	}
 	rev := sa
 	rev.Direction, rev.Local, rev.Remote, rev.Lease = ipsec.Inbound, y.addr, x.addr, ipsec.Lease{}

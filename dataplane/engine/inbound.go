@@ -134,7 +134,7 @@ func (w *inWorker) ike(m *netio.Message, d []byte) {
 		w.counts.add(packet.WhyDatagram, 1)
 		return
 	}
-	w.e.cfg.Emit(backend.IKE{Path: backend.Path{Local: m.Local, Remote: m.Remote}, Data: bytes.Clone(d)})
+	w.e.cfg.Emit(backend.IKE{Path: backend.Path{Local: m.Local, Remote: m.Remote, TCP: w.sock.TCP}, Data: bytes.Clone(d)})
 }
 
 func (w *inWorker) esp(m *netio.Message, d []byte) {

@@ -42,7 +42,7 @@ func (e *Engine) keepalive(now time.Time) {
 	last := map[udpPath]int64{}
 	for _, o := range e.outs {
 		p := o.path.Load()
-		if p.encap == nil || o.Usable(now.UnixNano()) != packet.WhyOK {
+		if p.encap == nil || p.encap.TCP || o.Usable(now.UnixNano()) != packet.WhyOK {
 			continue
 		}
 		u := udpPath{int(p.socket), p.local, p.remote}

@@ -57,7 +57,7 @@ func (o *outSA) addSealer(s *sealer) {
 type path struct {
 	local  netip.AddrPort
 	remote netip.AddrPort
-	encap  *ipsec.UDPEncap
+	encap  *ipsec.Encap
 	socket int32
 
 	// What policy says of the outer header of tunnel mode; outer is nil where the
@@ -94,7 +94,7 @@ func (p *path) known(now int64) int {
 // no limit is known beyond the TUN's own.
 func (o *outSA) innerMTU(p *path, s *esp.Sealer, mode ipsec.Mode, now int64) int {
 	m := p.known(now)
-	if m == 0 {
+	if m == 0 || p.encap != nil && p.encap.TCP { // a stream cuts as it likes
 		return 0
 	}
 	ip := 20
@@ -124,14 +124,14 @@ func (e *Engine) newPath(sa *ipsec.SA) (*path, error) {
 	}
 	if sa.Encap != nil {
 		if lport, rport = sa.Encap.LocalPort, sa.Encap.RemotePort; lport == 0 || rport == 0 {
-			return nil, fmt.Errorf("%w: UDP encapsulation from port %d to %d; want both ports", backend.ErrNotUsable, lport, rport)
+			return nil, fmt.Errorf("%w: encapsulation from port %d to %d; want both ports", backend.ErrNotUsable, lport, rport)
 		}
 	}
-	s := e.socket(sa.Local.Is6(), lport, isAH)
+	s := e.socket(sa.Local.Is6(), lport, isAH, sa.Encap != nil && sa.Encap.TCP)
 	if s < 0 || sa.Encap != nil && !e.cfg.Sockets[s].Encap {
 		how := "raw " + strings.ToUpper(sa.Protocol.String())
 		if sa.Encap != nil {
-			how = fmt.Sprintf("ESP in UDP from port %d", lport)
+			how = fmt.Sprintf("ESP in %s from port %d", sa.Encap, lport)
 		}
 		return nil, fmt.Errorf("%w: there is no socket for %s from %s", backend.ErrNotUsable, how, sa.Local)
 	}

@@ -52,7 +52,7 @@ func TestCutShort(t *testing.T) {
 // accepted is written again as it was.
 func FuzzSA(f *testing.F) {
 	w := archive.Writer(nil)
-	archive.SA(w, &ipsec.SA{ID: 1, Selectors: make([]ipsec.Selector, 2), Encap: &ipsec.UDPEncap{LocalPort: 4500}})
+	archive.SA(w, &ipsec.SA{ID: 1, Selectors: make([]ipsec.Selector, 2), Encap: &ipsec.Encap{LocalPort: 4500}})
 	f.Add(w.Octets())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := archive.Reader(b)

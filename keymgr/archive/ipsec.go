@@ -87,9 +87,10 @@ func SA(c *Coder, v *ipsec.SA) {
 	Num(c, &v.Mode)
 	c.Addr(&v.Local)
 	c.Addr(&v.Remote)
-	Ptr(c, &v.Encap, func(c *Coder, u *ipsec.UDPEncap) {
+	Ptr(c, &v.Encap, func(c *Coder, u *ipsec.Encap) {
 		Num(c, &u.LocalPort)
 		Num(c, &u.RemotePort)
+		c.Bool(&u.TCP)
 	})
 	Suite(c, &v.Suite)
 	c.Secret(&v.EncrKey)
@@ -175,4 +176,5 @@ func Peer(c *Coder, v *ipsec.Peer) {
 	})
 	Int(c, &v.Reauth)
 	c.Bool(&v.Mobike)
+	Num(c, &v.TCP)
 }

@@ -54,7 +54,7 @@ type (
 		SAs    []ipsec.SAID
 		Local  netip.Addr
 		Remote netip.Addr
-		Encap  *ipsec.UDPEncap
+		Encap  *ipsec.Encap
 	}
 
 	// InitialContact reports that the authenticated peer has no other IKE SA

@@ -14,6 +14,15 @@ type Path struct {
 	Node   string
 	Local  netip.AddrPort
 	Remote netip.AddrPort
+	TCP    bool // in the TCP connection between the two (RFC 9329), with the marker too
+}
+
+func (p Path) String() string {
+	s := p.Local.String() + " ... " + p.Remote.String()
+	if p.TCP {
+		s += " in TCP"
+	}
+	return s
 }
 
 // Event is what happens to a machine.

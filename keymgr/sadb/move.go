@@ -11,7 +11,7 @@ import (
 
 // Move changes the outer addresses of an SA, and returns the operation that tells
 // the worker. It is to be Reinstalled.
-func (n *Node) Move(now time.Time, id ipsec.SAID, local, remote netip.Addr, encap *ipsec.UDPEncap) (push.Install, error) {
+func (n *Node) Move(now time.Time, id ipsec.SAID, local, remote netip.Addr, encap *ipsec.Encap) (push.Install, error) {
 	e := n.sas[id]
 	if e == nil {
 		return push.Install{}, fmt.Errorf("%s was removed before it was moved to %s", id, remote)

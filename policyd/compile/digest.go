@@ -91,6 +91,7 @@ func PeerVersion(p *ipsec.Peer) string {
 	d.number(uint64(p.DPD))
 	d.flag(p.ForceEncap)
 	d.flag(p.Mobike)
+	d.number(uint64(p.TCP))
 	return d.sum()
 }
 

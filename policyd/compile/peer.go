@@ -60,7 +60,7 @@ func (b *builder) peer(j job, t target) string {
 
 func (b *builder) profile(name string, ref peerRef, is4 bool) *ipsec.Peer {
 	k := b.policy.KeyExchange
-	p := &ipsec.Peer{Name: name, LocalID: b.node.Identity, Proposals: k.Suites, Lifetime: k.Lifetime, Reauth: k.Reauth, DPD: k.DPD}
+	p := &ipsec.Peer{Name: name, LocalID: b.node.Identity, Proposals: k.Suites, Lifetime: k.Lifetime, Reauth: k.Reauth, DPD: k.DPD, TCP: k.TCP}
 	switch {
 	case ref.node != nil:
 		p.Local, p.RemoteID = ofFamily(b.node.Addresses, is4), ref.node.Identity

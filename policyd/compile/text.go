@@ -38,12 +38,15 @@ func Text(p ipsec.NodePolicy) string {
 		if len(x.Remote) == 0 {
 			remote = "anybody (answers only)"
 		}
-		mobike := ""
+		more := ""
 		if x.Mobike {
-			mobike = ", mobike"
+			more = ", mobike"
+		}
+		if x.TCP != ipsec.TCPNever {
+			more += ", tcp " + x.TCP.String()
 		}
 		fmt.Fprintf(&w, "peer %s: %s (%s) to %s (%s)\n    %s, life %s, dpd %s%s", x.Name, join(x.Local), x.LocalID, remote, x.RemoteID,
-			join(x.Proposals), x.Lifetime, dpd(x.DPD), mobike)
+			join(x.Proposals), x.Lifetime, dpd(x.DPD), more)
 		for _, a := range x.Auth {
 			w.WriteString(", " + a.String())
 		}

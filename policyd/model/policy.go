@@ -26,6 +26,7 @@ type KeyExchange struct {
 	Reauth   time.Duration // 0 for never
 	DPD      time.Duration // 0 for never
 	Mobike   bool          // RFC 4555, with peers of tunnel-mode rules
+	TCP      ipsec.TCPUse
 }
 
 // DefaultKeyExchange is what a policy has that says nothing of IKE. The first suite
@@ -142,6 +143,12 @@ func readKeyExchange(v value) KeyExchange {
 		key{"dpd", false, func(v value) { k.DPD = v.duration(0, 24*time.Hour) }},
 		key{"mobike", false, func(v value) { k.Mobike = v.boolean() }},
 		key{"requirePQ", false, func(v value) { requirePQ = v.boolean() }},
+		key{"tcp", false, func(v value) {
+			var err error
+			if k.TCP, err = ipsec.ParseTCPUse(v.text("when to use TCP")); err != nil {
+				v.want("never, fallback or always")
+			}
+		}},
 	)
 	if !requirePQ {
 		return k

@@ -16,13 +16,14 @@ const (
 	ESP                    // raw, or in UDP on port 4500 (RFC 3948 §2.1)
 	AH
 	IKE       // UDP 500, or 4500 behind the non-ESP marker (RFC 3948 §2.2)
+	InTCP     // TCP port 4500 (RFC 9329), whose frames a sniffer of packets does not put together
 	Keepalive // one octet 0xff on 4500 (RFC 3948 §2.3)
 	Neighbor  // ARP, neighbour discovery, multicast listener reports
 	ICMPError // an error about a packet of one of the classes above but Cleartext
 	classes
 )
 
-var classNames = [classes]string{"cleartext", "ESP", "AH", "IKE", "keepalive", "neighbor", "ICMP error"}
+var classNames = [classes]string{"cleartext", "ESP", "AH", "IKE", "in TCP", "keepalive", "neighbor", "ICMP error"}
 
 func (c Class) String() string { return classNames[c] }
 
@@ -135,7 +136,11 @@ func (c *classifier) transport(p Packet, h ipHeader) Packet {
 		}
 	case unix.IPPROTO_TCP:
 		if len(b) >= 4 {
-			p.What = fmt.Sprintf("TCP %d -> %d", binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:]))
+			src, dst := binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+			p.What = fmt.Sprintf("TCP %d -> %d", src, dst)
+			if src == 4500 || dst == 4500 {
+				p.Class = InTCP
+			}
 		}
 	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
 		return c.icmp(p, h)

@@ -85,7 +85,7 @@ func (s saSpec) sa() (*ipsec.SA, error) {
 		sa.Lease = ipsec.Lease{First: 1, Last: 1 << 32}
 	}
 	if s.Encap {
-		sa.Encap = &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500}
+		sa.Encap = &ipsec.Encap{LocalPort: 4500, RemotePort: 4500}
 	}
 	return sa, nil
 }

@@ -149,6 +149,9 @@ func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftabl
 	for _, port := range []uint16{r.c.IKEPort, r.c.NATTPort} {
 		r.add(c, l4proto(unix.IPPROTO_UDP), dport(port), accept())
 	}
+	if usesTCP(p) {
+		r.add(c, l4proto(unix.IPPROTO_TCP), ofSocketWithMark(r.c.OwnMark), accept())
+	}
 	// IPv6 is filtered here before reassembly, IPv4 after it. The first
 	// fragment has the ports and is judged by them; without it the others never
 	// become a packet (RFC 8200 §4.5).

@@ -29,6 +29,7 @@ type Backend struct {
 	lost   atomic.Uint64
 
 	addresses *addressWatch
+	streams   []*netio.Streams
 
 	mu     sync.Mutex
 	policy *ipsec.NodePolicy
@@ -173,6 +174,9 @@ func (b *Backend) openSockets(queues int) (out []engine.Socket, clear [2]*netio.
 				}
 			}
 		}
+		streams := netio.NewStreams(netio.StreamConfig{IPv6: v6, Port: b.cfg.NATTPort, Mark: b.cfg.OwnMark})
+		b.streams = append(b.streams, streams)
+		out = append(out, engine.Socket{Conn: streams, IPv6: v6, Port: b.cfg.NATTPort, Encap: true, TCP: true})
 		if clear[i], _, err = netio.OpenSocket(netio.SocketConfig{IPv6: v6, Whole: true, Mark: b.cfg.OwnMark}); err != nil {
 			return undo(err)
 		}
@@ -271,6 +275,9 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	}
 	mtu := innerMTU(p, underlay)
 	start := time.Now()
+	if err := b.listen(usesTCP(p)); err != nil {
+		return fmt.Errorf("policy %s of node %s has peers that may come over TCP: %w", p.Version, p.Node, err)
+	}
 	if err := b.Engine.SetPolicy(ctx, p); err != nil {
 		return err
 	}
@@ -282,7 +289,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	if err != nil {
 		err = fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, err)
 		if b.policy != nil {
-			err = errors.Join(err, b.Engine.SetPolicy(ctx, b.policy))
+			err = errors.Join(err, b.Engine.SetPolicy(ctx, b.policy), b.listen(usesTCP(b.policy)))
 		}
 		return err
 	}
@@ -343,6 +350,11 @@ func (b *Backend) Counters() backend.Counters {
 	add(packet.WhyClear.String(), host[counterClearIn])
 	add(packet.WhyNoRule.String(), host[counterNoRule])
 	add(backend.WhyEventsLost, b.lost.Load())
+	for _, s := range b.streams {
+		n := s.Counts()
+		add(whyTCPRefused, n.Refused)
+		add(whyTCPDropped, n.Dropped)
+	}
 	slices.SortFunc(c.Whys, func(x, y backend.WhyCount) int {
 		if x.Why < y.Why {
 			return -1

@@ -126,6 +126,8 @@ func (n *node) admit(path ike.Path, data []byte) (why string) {
 		return whyHalfOpen
 	case prefix >= e.cfg.HalfOpenPrefixMax:
 		return whyPrefix
+	case path.TCP: // the connection has proved the address (RFC 9329 §6.3)
+		return ""
 	case all < e.cfg.HalfOpenCookie && prefix < e.cfg.HalfOpenPrefixCookie:
 		return ""
 	}

@@ -55,11 +55,11 @@ func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
 			return nil
 		case out != 0:
 			return []ike.Effect{ike.Move{SAs: []ipsec.SAID{out, out + 1000}, Local: d.Path.Local.Addr(), Remote: to.Addr(),
-				Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: to.Port()}}} // the second is gone already
+				Encap: &ipsec.Encap{LocalPort: 4500, RemotePort: to.Port()}}} // the second is gone already
 		}
 		out = ipsec.SAID(m.env.NextID())
 		sa := ipsec.SA{ID: out, Direction: ipsec.Outbound, SPI: 4096, Rule: "rule-0", Child: 1,
-			Remote: d.Path.Remote.Addr(), Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500}}
+			Remote: d.Path.Remote.Addr(), Encap: &ipsec.Encap{LocalPort: 4500, RemotePort: 4500}}
 		return []ike.Effect{ike.Install{ID: 1, SAs: []ipsec.SA{sa}}, ike.Established{}}
 	}
 	hostile(t, nil, handle, func(t *testing.T, e *engine.Engine, h *host) {
@@ -74,7 +74,7 @@ func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
 		h.report(request("198.51.100.1", wire.AppendMessage(nil, again, nil)))
 		h.lab.after(time.Second)
 		sa := h.sas[out]
-		if sa.Remote != to.Addr() || sa.Encap == nil || *sa.Encap != (ipsec.UDPEncap{LocalPort: 4500, RemotePort: 61000}) {
+		if sa.Remote != to.Addr() || sa.Encap == nil || *sa.Encap != (ipsec.Encap{LocalPort: 4500, RemotePort: 61000}) {
 			t.Errorf("the worker sends to %s, %+v; want %s", sa.Remote, sa.Encap, to)
 		}
 		if sa.Lease.First < before.Lease.Last {

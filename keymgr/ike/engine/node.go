@@ -147,8 +147,20 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cells[h] = true
-	h.peer, h.established, c.heir = info.Peer, true, h
-	n.peer(h.peer).up = append(n.peer(h.peer).up, h)
+	p := n.peer(info.Peer)
+	h.peer, c.heir = info.Peer, h
+	if !c.established { // it starts over: what c was to negotiate is now to be had from h
+		if p.connecting == c {
+			p.connecting = h
+		}
+		for rule := range c.rules {
+			n.talks[rule].assign(h, rule)
+		}
+		c.rules = nil
+		return
+	}
+	h.established = true
+	p.up = append(p.up, h)
 	h.inheritReauth(c)
 	n.inherit(c, h, info.Children)
 }

@@ -184,7 +184,7 @@ func (h *Host) deliver(p Packet) {
 		}
 		local = inside
 	}
-	path := ike.Path{Node: h.Name, Local: local, Remote: p.Src}
+	path := ike.Path{Node: h.Name, Local: local, Remote: p.Src, TCP: p.TCP}
 	ev := ike.Datagram{Path: path, Data: slices.Clone(p.Data)}
 	hd, _ := wire.ParseHeader(p.Data)
 	if m := h.route(hd); m != nil {
@@ -351,7 +351,7 @@ func (h *Host) send(m ike.Machine, e ike.Send) {
 	if h.NAT != nil {
 		src = h.NAT.out(src)
 	}
-	p := Packet{From: h, Src: src, Dst: e.Path.Remote, Data: e.Data}
+	p := Packet{From: h, Src: src, Dst: e.Path.Remote, TCP: e.Path.TCP, Data: e.Data}
 	if x, ok := m.(*ikev2.Machine); ok {
 		p.Text = x.Describe(e.Data, true)
 	} else if hd, ps, err := wire.Parse(e.Data); err == nil {

@@ -16,6 +16,7 @@ import (
 type Packet struct {
 	From, To *Host
 	Src, Dst netip.AddrPort // as on the wire between the hosts, behind any NAT
+	TCP      bool
 	Data     []byte
 	At       time.Time // of arrival
 	Text     string    // what it says, for ladders

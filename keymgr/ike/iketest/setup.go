@@ -28,6 +28,7 @@ type Side struct {
 	AnyRemote bool // the peer may come from any address
 	Resources uint32
 	Mobike    bool
+	TCP       ipsec.TCPUse
 }
 
 // Pair is a network of two hosts, web (10.0.0.1) and db (10.0.0.2), whose
@@ -56,7 +57,7 @@ func (s Side) policy(tb testing.TB, node, local, remote string) *ipsec.NodePolic
 		t.Proposals = append(t.Proposals, parse(tb, ipsec.ProtocolAH, e))
 	}
 	p := ipsec.Peer{Name: "peer", Local: []netip.Addr{netip.MustParseAddr(local)}, Remote: []netip.Addr{netip.MustParseAddr(remote)},
-		Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Lifetime: s.Lifetime, DPD: s.DPD, ForceEncap: s.Encap, Mobike: s.Mobike}
+		Auth: []ipsec.AuthMethod{{PSK: "file:psk"}}, Lifetime: s.Lifetime, DPD: s.DPD, ForceEncap: s.Encap, Mobike: s.Mobike, TCP: s.TCP}
 	if s.Auth != nil {
 		p.Auth = s.Auth
 	}

@@ -97,7 +97,7 @@ func (m *Machine) newChild(n *negotiation, secrets []ipsec.Secret) (uint64, erro
 	t := n.rule.Template
 	life := m.jitter(t.Lifetime)
 	sa := ipsec.SA{
-		Protocol: n.suite.Protocol, Mode: n.mode, Local: m.path.Local.Addr(), Remote: m.path.Remote.Addr(), Encap: m.udpEncap(),
+		Protocol: n.suite.Protocol, Mode: n.mode, Local: m.path.Local.Addr(), Remote: m.path.Remote.Addr(), Encap: m.encap(),
 		Suite: n.suite, Selectors: c.Selectors, Lifetime: life, Rule: n.rule.Name, Peer: m.peer.Name, Child: c.ID, Resource: n.resource,
 	}
 	in, out := sa, sa
@@ -119,7 +119,7 @@ func (m *Machine) newChild(n *negotiation, secrets []ipsec.Secret) (uint64, erro
 // describe adds the CHILD SA of a negotiation, with nothing installed.
 func (m *Machine) describe(n *negotiation) *child {
 	c := &child{protocol: n.suite.Protocol, replaces: n.replaces, Child: ike.Child{
-		ID: m.nextID(), Rule: n.rule.Name, Suite: n.suite, Mode: n.mode, Encap: m.nat.encap(), Selectors: n.selectors,
+		ID: m.nextID(), Rule: n.rule.Name, Suite: n.suite, Mode: n.mode, Encap: m.encap() != nil, Selectors: n.selectors,
 		In: ipsec.SAID(m.nextID()), Out: ipsec.SAID(m.nextID()), SPIIn: n.spi, SPIOut: n.peerSPI, Since: m.now, Rekeyed: n.rekeyed,
 		Resource: n.resource,
 	}}

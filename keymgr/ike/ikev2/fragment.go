@@ -182,7 +182,7 @@ func plainOf(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) p
 // or several with SKF.
 func (m *Machine) seal(p plain) [][]byte {
 	room := m.datagramLimit() - datagramOverhead(m.path) - wire.HeaderLen - wire.GenericLen
-	if !m.frag.agreed || m.tx.SealedLen(len(p.octets)) <= room {
+	if !m.frag.agreed || m.path.TCP || m.tx.SealedLen(len(p.octets)) <= room {
 		return [][]byte{m.sealPart(p, &wire.Encrypted{PayloadType: wire.TypeSK, Inner: p.first}, p.octets)}
 	}
 	const numbers = 4 // octets of Fragment Number and Total Fragments

@@ -286,11 +286,16 @@ func (m *Machine) retryOtherwise() bool {
 	default:
 		return false
 	}
+	m.emit(ike.Spawn{Machine: m.startOver(secret, kind)})
+	return true
+}
+
+// startOver is a machine that connects anew, and takes over what waits for it.
+func (m *Machine) startOver(secret, kind int) *Machine {
 	n := NewInitiator(m.env, m.policy, m.peer, m.path)
 	n.mob.local = m.mob.local
 	n.secret, n.kind, n.announceOnly, n.created, n.heard = secret, kind, m.announceOnly, m.now, m.now
 	n.queue = append([]task{{kind: taskConnect, rule: m.task.rule, packet: m.task.packet}}, m.queue...)
 	m.queue = nil
-	m.emit(ike.Spawn{Machine: n})
-	return true
+	return n
 }

@@ -57,6 +57,9 @@ func (m *Machine) startConnect() {
 	m.state = stateConnecting
 	m.spiI = m.newSPI()
 	m.nat.forced = forceEncap(m.policy, m.peer)
+	if m.peer.TCP == ipsec.TCPAlways && !m.path.TCP {
+		m.path = m.overTCP(m.path)
+	}
 	m.first = &firstContact{ni: m.random(32)}
 	method := firstKE(m.peer.Proposals)
 	if method == ipsec.KENone {
@@ -146,6 +149,7 @@ func (m *Machine) parseInit(r row, ev ike.Datagram) *message {
 // initRequest is the responder's side.
 func (m *Machine) initRequest(msg *message) {
 	m.path = msg.path
+	m.acceptTCP()
 	m.spiI = msg.SPIi
 	if len(m.candidates) == 0 {
 		m.end("no candidate peer")
@@ -303,6 +307,10 @@ func (m *Machine) initResponse(msg *message) {
 // refusedInit remembers a refusal that anyone may have sent. It is believed when
 // nothing better comes, to one more request either (RFC 7296 §2.21.1).
 func (m *Machine) refusedInit(f ike.Failure) {
+	if m.path.TCP { // nothing better can come (RFC 9329 §6.4)
+		m.fail(f)
+		return
+	}
 	if m.task.refused == nil {
 		m.task.refused = &f
 		m.task.sendAt = m.now.Add(refusedWait)

@@ -118,22 +118,43 @@ func (m *Machine) addresses(local []netip.Addr) {
 // nextPath goes over to the next pair of addresses after the present one. It
 // reports whether there is one.
 func (m *Machine) nextPath() bool {
-	var pairs []ike.Path
-	remotes := append([]netip.Addr{m.path.Remote.Addr()}, m.mob.remote...)
-	for _, r := range append(remotes, m.peer.Remote...) {
-		for _, l := range m.mob.local {
-			p := ike.Path{Node: m.path.Node, Local: netip.AddrPortFrom(l, m.path.Local.Port()), Remote: netip.AddrPortFrom(r.Unmap(), m.path.Remote.Port())}
-			if announceable(l) && l.Is4() == r.Unmap().Is4() && !slices.Contains(pairs, p) {
-				pairs = append(pairs, p)
-			}
-		}
+	pairs := m.paths(false)
+	if m.peer.TCP != ipsec.TCPNever && m.mob.deciding { // after all of UDP (RFC 9329 §7.1)
+		pairs = append(pairs, m.paths(true)...)
 	}
-	at := slices.Index(pairs, m.path)
+	at := slices.IndexFunc(pairs, func(p ike.Path) bool {
+		return p.TCP == m.path.TCP && p.Local.Addr() == m.path.Local.Addr() && p.Remote.Addr() == m.path.Remote.Addr()
+	})
 	if len(pairs) == 0 || len(pairs) == 1 && at == 0 {
 		return false
 	}
-	m.moveTo(pairs[(at+1)%len(pairs)])
+	p := pairs[(at+1)%len(pairs)]
+	if p.TCP {
+		p = m.overTCP(p)
+	}
+	m.moveTo(p)
 	return true
+}
+
+// paths are the pairs of our addresses and the peer's, over UDP or TCP.
+func (m *Machine) paths(tcp bool) (out []ike.Path) {
+	if !tcp && m.peer.TCP == ipsec.TCPAlways {
+		return nil
+	}
+	local, remote := m.path.Local.Port(), m.path.Remote.Port()
+	if m.path.TCP {
+		local, remote = portNATT, portNATT
+	}
+	remotes := append([]netip.Addr{m.path.Remote.Addr()}, m.mob.remote...)
+	for _, r := range append(remotes, m.peer.Remote...) {
+		for _, l := range m.mob.local {
+			p := ike.Path{Node: m.path.Node, Local: netip.AddrPortFrom(l, local), Remote: netip.AddrPortFrom(r.Unmap(), remote), TCP: tcp}
+			if announceable(l) && l.Is4() == r.Unmap().Is4() && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
 }
 
 // moveTo changes the path of the IKE SA. Outstanding requests go on over the new
@@ -245,7 +266,7 @@ func (m *Machine) mobikeRequest(msg *message) (answer []wire.Payload) {
 	}
 	update := msg.notify(wire.UpdateSAAddresses) != nil && !m.mob.deciding
 	announce := msg.notify(wire.AdditionalIP4Address) != nil || msg.notify(wire.AdditionalIP6Address) != nil || msg.notify(wire.NoAdditionalAddresses) != nil
-	if n := msg.notify(wire.NoNATsAllowed); n != nil && (update || announce) && !bytes.Equal(n.Data, noNATs(msg.path)) {
+	if n := msg.notify(wire.NoNATsAllowed); n != nil && !msg.path.TCP && (update || announce) && !bytes.Equal(n.Data, noNATs(msg.path)) {
 		return append(answer, &wire.Notify{Message: wire.UnexpectedNATDetected}) // §3.9
 	}
 	if announce {
@@ -261,7 +282,7 @@ func (m *Machine) mobikeRequest(msg *message) (answer []wire.Payload) {
 		if msg.notify(wire.NATDetectionSourceIP) != nil {
 			m.detectNAT(msg)
 		}
-		if slices.Contains(m.peer.Remote, m.path.Remote.Addr()) {
+		if m.path.TCP || slices.Contains(m.peer.Remote, m.path.Remote.Addr()) { // a TCP connection is a proof (RFC 9329 §7.1)
 			m.moveChildren()
 		} else {
 			m.urgent(taskRoutability)
@@ -313,7 +334,7 @@ func (m *Machine) noteNAT(msg *message) {
 // moveChildren lets the tunnel-mode CHILD SAs follow the IKE SA.
 func (m *Machine) moveChildren() {
 	m.mob.children = m.path
-	encap := m.udpEncap()
+	encap := m.encap()
 	move := ike.Move{Local: m.path.Local.Addr(), Remote: m.path.Remote.Addr(), Encap: encap}
 	for _, c := range m.children {
 		if c.Mode != ipsec.ModeTunnel {

@@ -104,7 +104,7 @@ func forceEncap(policy *ipsec.NodePolicy, p ipsec.Peer) bool {
 // float moves the initiator to port 4500, from IKE_AUTH on.
 func (m *Machine) float() {
 	// RFC 4555 §3.3: with MOBIKE always, so that a NAT on a later path changes no port.
-	if (m.nat.encap() || m.peer.Mobike) && m.path.Local.Port() == portIKE {
+	if (m.nat.encap() || m.peer.Mobike) && !m.path.TCP && m.path.Local.Port() == portIKE {
 		m.path.Local = netip.AddrPortFrom(m.path.Local.Addr(), portNATT)
 		m.path.Remote = netip.AddrPortFrom(m.path.Remote.Addr(), portNATT)
 	}
@@ -125,11 +125,12 @@ func (m *Machine) follow(p ike.Path) {
 		return
 	}
 	// With MOBIKE only UPDATE_SA_ADDRESSES moves an IKE SA (RFC 4555 §3.8).
-	if m.mob.on || !m.nat.remote || m.nat.local || p.Remote == m.path.Remote {
+	renatted := m.nat.remote && !m.nat.local && p.Remote != m.path.Remote && p.TCP == m.path.TCP
+	if m.mob.on || !renatted && !m.reconnected(p) {
 		return
 	}
 	m.path = p
-	encap := m.udpEncap()
+	encap := m.encap()
 	move := ike.Move{Local: p.Local.Addr(), Remote: p.Remote.Addr(), Encap: encap}
 	for _, c := range m.children {
 		if c.outAsked {
@@ -143,13 +144,14 @@ func (m *Machine) follow(p ike.Path) {
 	}
 }
 
-// udpEncap is the encapsulation of CHILD SAs, nil for none; childProposals sees to it
-// that those of AH need none. UDP encapsulation "MUST NOT be done on port 500".
-func (m *Machine) udpEncap() *ipsec.UDPEncap {
-	if !m.nat.encap() {
+// encap is the encapsulation of CHILD SAs, nil for none; childProposals sees to it
+// that those of AH need none. UDP encapsulation "MUST NOT be done on port 500". In
+// TCP it is that of the IKE SA, NAT or not (RFC 9329 §6.5).
+func (m *Machine) encap() *ipsec.Encap {
+	if !m.nat.encap() && !m.path.TCP {
 		return nil
 	}
-	e := &ipsec.UDPEncap{LocalPort: m.path.Local.Port(), RemotePort: m.path.Remote.Port()}
+	e := &ipsec.Encap{LocalPort: m.path.Local.Port(), RemotePort: m.path.Remote.Port(), TCP: m.path.TCP}
 	if e.LocalPort == portIKE {
 		e.LocalPort, e.RemotePort = portNATT, portNATT
 	}

@@ -188,7 +188,7 @@ func adviceFor(err error) string {
 // or all but AH.
 func (m *Machine) childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
 	ps := childProposals(t, createChild)
-	if m.nat.encap() {
+	if m.encap() != nil {
 		ps = slices.DeleteFunc(ps, func(p ipsec.Proposal) bool { return p.Protocol == ipsec.ProtocolAH })
 	}
 	return ps

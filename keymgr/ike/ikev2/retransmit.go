@@ -48,6 +48,9 @@ func (m *Machine) retransmit() {
 		m.send()
 		return
 	}
+	if m.fallBack() {
+		return
+	}
 	t := m.task
 	tries := retransmitTries
 	if t.kind == taskDeleteIKE {

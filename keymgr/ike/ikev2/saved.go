@@ -191,6 +191,7 @@ func archivePath(c *archive.Coder, p *ike.Path) {
 	c.String(&p.Node)
 	c.AddrPort(&p.Local)
 	c.AddrPort(&p.Remote)
+	c.Bool(&p.TCP)
 }
 
 func (x *mobility) archive(c *archive.Coder) {

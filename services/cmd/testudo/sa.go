@@ -58,13 +58,20 @@ func (c *cli) saList() *cobra.Command {
 					}
 					t.line("%s -> %s  IKEv%d %s %s  spi %016x/%016x  %s  nat %s  up %s", s.GetNode(), s.GetPeer(), s.GetVersion(), s.GetState(), role,
 						s.GetLocalSpi(), s.GetRemoteSpi(), s.GetSuite(), s.GetNat(), age(s.GetSince()))
-					t.line("  %s [%s] ... %s [%s]", s.GetLocal(), s.GetLocalId(), s.GetRemote(), s.GetRemoteId())
+					over := ""
+					if s.GetTcp() {
+						over = "  over TCP"
+					}
+					t.line("  %s [%s] ... %s [%s]%s", s.GetLocal(), s.GetLocalId(), s.GetRemote(), s.GetRemoteId(), over)
 					if s.GetRemoteAuth() != "" {
 						t.line("  %s", authenticated(s))
 					}
 					for _, ch := range s.GetChildren() {
 						how := fmt.Sprintf("%s %s", ipsec.Protocol(ch.GetProtocol()), ipsec.Mode(ch.GetMode()))
-						if ch.GetEncap() {
+						switch {
+						case s.GetTcp():
+							how += " in TCP"
+						case ch.GetEncap():
 							how += " in UDP"
 						}
 						if r := ch.GetResource(); r != 0 {

@@ -125,7 +125,7 @@ var someSA = rapid.Custom(func(t *rapid.T) *ipsec.SA {
 		Resource: rapid.Uint32().Draw(t, "resource"),
 	}
 	if rapid.Bool().Draw(t, "encap") {
-		sa.Encap = &ipsec.UDPEncap{LocalPort: rapid.Uint16().Draw(t, "lp"), RemotePort: rapid.Uint16().Draw(t, "rp")}
+		sa.Encap = &ipsec.Encap{LocalPort: rapid.Uint16().Draw(t, "lp"), RemotePort: rapid.Uint16().Draw(t, "rp"), TCP: rapid.Bool().Draw(t, "tcp")}
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "selectors") {
 		sa.Selectors = append(sa.Selectors, selector.Draw(t, "selector"))
@@ -180,7 +180,7 @@ var someMethod = rapid.Custom(func(t *rapid.T) ipsec.AuthMethod {
 var somePeer = rapid.Custom(func(t *rapid.T) *ipsec.Peer {
 	p := &ipsec.Peer{
 		Name: word.Draw(t, "name"), LocalID: identity.Draw(t, "local id"), RemoteID: identity.Draw(t, "remote id"), Proposals: proposals(t, ipsec.ProtocolIKE),
-		Lifetime: anyTime.Draw(t, "lifetime"), DPD: anyTime.Draw(t, "dpd"), ForceEncap: rapid.Bool().Draw(t, "encap"), Mobike: rapid.Bool().Draw(t, "mobike"),
+		Lifetime: anyTime.Draw(t, "lifetime"), DPD: anyTime.Draw(t, "dpd"), ForceEncap: rapid.Bool().Draw(t, "encap"), Mobike: rapid.Bool().Draw(t, "mobike"), TCP: ipsec.TCPUse(rapid.IntRange(0, 2).Draw(t, "tcp")),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "n") {
 		p.Local = append(p.Local, addr.Draw(t, "local"))
@@ -301,7 +301,7 @@ func TestNoFieldIsForgotten(t *testing.T) {
 
 	sa := &ipsec.SA{
 		ID: 1, Direction: ipsec.Outbound, Protocol: ipsec.ProtocolESP, SPI: 0x1000, Mode: ipsec.ModeTransport, Local: a, Remote: b,
-		Encap: &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4501}, Suite: ipsec.Suite{Protocol: 50, Encr: tr(1), Integ: tr(2), PRF: tr(3), KE: tr(4), ESN: true,
+		Encap: &ipsec.Encap{LocalPort: 4500, RemotePort: 4501, TCP: true}, Suite: ipsec.Suite{Protocol: 50, Encr: tr(1), Integ: tr(2), PRF: tr(3), KE: tr(4), ESN: true,
 			ADDKE: [ipsec.MaxADDKE]ipsec.Transform{{Type: ipsec.TransformADDKE, ID: 36}, 2: {Type: ipsec.TransformADDKE + 2, ID: 37}}},
 		EncrKey: ipsec.NewSecret([]byte("encr")), IntegKey: ipsec.NewSecret([]byte("integ")), Selectors: []ipsec.Selector{sel},
 		ReplayWindow: 1024, ReplayFloor: 9, Lease: ipsec.Lease{First: 7, Last: 8}, Lifetime: life, Rule: "r", Peer: "p", Child: 10, Resource: 11,
@@ -315,7 +315,7 @@ func TestNoFieldIsForgotten(t *testing.T) {
 	peer := &ipsec.Peer{
 		Name: "n", Local: []netip.Addr{a}, Remote: []netip.Addr{b}, LocalID: id, RemoteID: id, Auth: []ipsec.AuthMethod{{PSK: "file:x"}, {Null: true, Side: ipsec.AuthRemote}, {Certificate: cert, Side: ipsec.AuthLocal}},
 		PPK: &ipsec.PPK{ID: "i", Secret: "file:p", Required: true}, Reauth: 2 * time.Hour,
-		Proposals: []ipsec.Proposal{ike}, Lifetime: time.Hour, DPD: time.Minute, ForceEncap: true, Mobike: true,
+		Proposals: []ipsec.Proposal{ike}, Lifetime: time.Hour, DPD: time.Minute, ForceEncap: true, Mobike: true, TCP: ipsec.TCPAlways,
 	}
 	counters := ipsec.SACounters{ID: 1, Bytes: 2, Packets: 3, Top: 4, Errors: 5, Used: time.Unix(6, 7).UTC()}
 	for _, v := range []any{sa, rule, counters, cert} {
@@ -361,7 +361,7 @@ func TestNumbersThatDoNotFitAreRefused(t *testing.T) {
 		"SPI":               func(m *ipsecv1.SecurityAssociation) { m.Spi = 255 },
 		"address":           func(m *ipsecv1.SecurityAssociation) { m.Local = []byte{1, 2, 3} },
 		"no address":        func(m *ipsecv1.SecurityAssociation) { m.Remote = nil },
-		"port":              func(m *ipsecv1.SecurityAssociation) { m.Encap = &ipsecv1.UdpEncap{LocalPort: 65536 + 4500} },
+		"port":              func(m *ipsecv1.SecurityAssociation) { m.Encap = &ipsecv1.Encap{LocalPort: 65536 + 4500} },
 		"transform":         func(m *ipsecv1.SecurityAssociation) { m.Suite.Encr = &ipsecv1.Transform{Type: 1, Id: 65536 + 20} },
 		"selector":          func(m *ipsecv1.SecurityAssociation) { m.Selectors = []*ipsecv1.Selector{nil} },
 	} {

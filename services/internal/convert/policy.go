@@ -123,7 +123,7 @@ func fromIdentity(m *policyv1.Identity) (ipsec.Identity, error) {
 func ToPeer(p *ipsec.Peer) *policyv1.Peer {
 	m := &policyv1.Peer{
 		Name: p.Name, Local: ToAddrs(p.Local), Remote: ToAddrs(p.Remote), LocalId: toIdentity(p.LocalID), RemoteId: toIdentity(p.RemoteID),
-		Proposals: toProposals(p.Proposals), Lifetime: duration(p.Lifetime), Reauth: duration(p.Reauth), Dpd: duration(p.DPD), ForceEncap: p.ForceEncap, Mobike: p.Mobike,
+		Proposals: toProposals(p.Proposals), Lifetime: duration(p.Lifetime), Reauth: duration(p.Reauth), Dpd: duration(p.DPD), ForceEncap: p.ForceEncap, Mobike: p.Mobike, Tcp: uint32(p.TCP),
 	}
 	for _, a := range p.Auth {
 		m.Auth = append(m.Auth, toAuthMethod(a))
@@ -141,6 +141,10 @@ func FromPeer(m *policyv1.Peer) (*ipsec.Peer, error) {
 		return nil, fmt.Errorf("peer has no name")
 	}
 	fail := func(err error) (*ipsec.Peer, error) { return nil, fmt.Errorf("peer %s: %w", p.Name, err) }
+	if m.GetTcp() > uint32(ipsec.TCPAlways) {
+		return fail(fmt.Errorf("use of TCP is %d, want 0 to %d", m.GetTcp(), ipsec.TCPAlways))
+	}
+	p.TCP = ipsec.TCPUse(m.GetTcp())
 	var err error
 	if p.Lifetime, err = fromDuration(m.GetLifetime()); err != nil {
 		return fail(fmt.Errorf("lifetime: %w", err))

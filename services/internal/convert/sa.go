@@ -34,7 +34,7 @@ func ToSA(sa *ipsec.SA) *ipsecv1.SecurityAssociation {
 		Resource:     sa.Resource,
 	}
 	if sa.Encap != nil {
-		m.Encap = &ipsecv1.UdpEncap{LocalPort: uint32(sa.Encap.LocalPort), RemotePort: uint32(sa.Encap.RemotePort)}
+		m.Encap = &ipsecv1.Encap{LocalPort: uint32(sa.Encap.LocalPort), RemotePort: uint32(sa.Encap.RemotePort), Tcp: sa.Encap.TCP}
 	}
 	for _, s := range sa.Selectors {
 		m.Selectors = append(m.Selectors, ToSelector(s))
@@ -94,9 +94,9 @@ func FromSA(m *ipsecv1.SecurityAssociation) (*ipsec.SA, error) {
 		l, err1 := port(e.GetLocalPort())
 		r, err2 := port(e.GetRemotePort())
 		if err1 != nil || err2 != nil {
-			return fail(fmt.Errorf("UDP encapsulation ports %d and %d are out of range", e.GetLocalPort(), e.GetRemotePort()))
+			return fail(fmt.Errorf("encapsulation ports %d and %d are out of range", e.GetLocalPort(), e.GetRemotePort()))
 		}
-		sa.Encap = &ipsec.UDPEncap{LocalPort: l, RemotePort: r}
+		sa.Encap = &ipsec.Encap{LocalPort: l, RemotePort: r, TCP: e.GetTcp()}
 	}
 	if sa.Suite, err = fromSuite(m.GetSuite()); err != nil {
 		return fail(err)

@@ -41,7 +41,7 @@ func toIKESA(sa *engine.IKESA) *keymgrv1.IkeSa {
 	m := &keymgrv1.IkeSa{
 		Node: sa.Node, Peer: sa.Peer, Version: uint32(sa.Version), Initiator: sa.Initiator, State: sa.State,
 		LocalSpi: sa.LocalSPI, RemoteSpi: sa.RemoteSPI, Local: sa.Path.Local.String(), Remote: sa.Path.Remote.String(),
-		LocalId: sa.LocalID, RemoteId: sa.RemoteID, Suite: sa.Suite.String(), Nat: sa.NAT,
+		LocalId: sa.LocalID, RemoteId: sa.RemoteID, Suite: sa.Suite.String(), Nat: sa.NAT, Tcp: sa.Path.TCP,
 		LocalAuth: sa.LocalAuth, RemoteAuth: sa.RemoteAuth, PpkId: sa.PPK,
 		Since: convert.Time(sa.Since), RekeyAt: convert.Time(sa.RekeyAt), ReauthAt: convert.Time(sa.ReauthAt),
 	}

@@ -311,6 +311,7 @@ func (c *Client) handle(ctx context.Context, m *keymgrv1.AttachResponse) {
 		p := backend.Path{
 			Local:  netip.AddrPortFrom(local, uint16(x.Ike.GetLocalPort())),
 			Remote: netip.AddrPortFrom(remote, uint16(x.Ike.GetRemotePort())),
+			TCP:    x.Ike.GetTcp(),
 		}
 		if err := c.Backend.SendIKE(p, x.Ike.GetData()); err != nil {
 			c.Log.Warn("IKE datagram not sent", "local", p.Local, "remote", p.Remote, "error", err)
@@ -418,7 +419,7 @@ func (c *Client) events(ctx context.Context) error {
 		case backend.IKE:
 			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ike{Ike: &keymgrv1.IkeDatagram{
 				Local: e.Path.Local.Addr().AsSlice(), LocalPort: uint32(e.Path.Local.Port()),
-				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()), Data: e.Data,
+				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()), Data: e.Data, Tcp: e.Path.TCP,
 			}}})
 		case backend.Acquire:
 			if !c.acquire(e) {

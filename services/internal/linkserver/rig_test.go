@@ -128,7 +128,7 @@ func (s *script) sa(child uint64, d ipsec.Direction) ipsec.SA {
 	any4 := ipsec.PrefixSelector(netip.MustParsePrefix("10.0.0.0/8"))
 	return ipsec.SA{
 		ID: ipsec.SAID(id), Direction: d, Protocol: ipsec.ProtocolESP, SPI: s.env.AllocSPI(), Mode: ipsec.ModeTunnel, Local: here, Remote: there,
-		Encap:     &ipsec.UDPEncap{LocalPort: 4500, RemotePort: 4500},
+		Encap:     &ipsec.Encap{LocalPort: 4500, RemotePort: 4500},
 		Suite:     ipsec.Suite{Protocol: ipsec.ProtocolESP, Encr: ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.EncrAESGCM16, KeyBits: 128}, ESN: true},
 		EncrKey:   ipsec.CopySecret(fmt.Appendf(nil, "%s%011x", keyOctets, id&0xfffffffffff)), // 16 of key and 4 of salt
 		Selectors: []ipsec.Selector{{Local: any4, Remote: any4}}, ReplayWindow: 64,

@@ -156,7 +156,7 @@ func (l *link) Apply(b push.Batch) error {
 func (l *link) SendIKE(p ike.Path, data []byte) error {
 	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_Ike{Ike: &keymgrv1.IkeDatagram{
 		Local: p.Local.Addr().AsSlice(), LocalPort: uint32(p.Local.Port()),
-		Remote: p.Remote.Addr().AsSlice(), RemotePort: uint32(p.Remote.Port()), Data: data,
+		Remote: p.Remote.Addr().AsSlice(), RemotePort: uint32(p.Remote.Port()), Data: data, Tcp: p.TCP,
 	}}})
 }
 
@@ -204,7 +204,7 @@ func fromReport(m *keymgrv1.AttachRequest) (push.Report, error) {
 			return nil, err
 		}
 		rem, err := addrPort(r.Ike.GetRemote(), r.Ike.GetRemotePort())
-		return push.Datagram{Path: ike.Path{Local: l, Remote: rem}, Data: r.Ike.GetData()}, err
+		return push.Datagram{Path: ike.Path{Local: l, Remote: rem, TCP: r.Ike.GetTcp()}, Data: r.Ike.GetData()}, err
 	case *keymgrv1.AttachRequest_Expire:
 		return push.Expire{Expiry: ipsec.Expiry{ID: ipsec.SAID(r.Expire.GetId()), Hard: r.Expire.GetHard(), Cause: r.Expire.GetCause()}}, nil
 	case *keymgrv1.AttachRequest_Counters:

@@ -815,31 +815,33 @@ func (x *Lease) GetLast() uint64 {
 	return 0
 }
 
-// ESP in UDP (RFC 3948).
-type UdpEncap struct {
+// ESP in UDP (RFC 3948) or TCP (RFC 9329).
+type Encap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UDP port on this host.
+	// Port on this host.
 	LocalPort uint32 `protobuf:"varint,1,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
-	// UDP port of the peer.
-	RemotePort    uint32 `protobuf:"varint,2,opt,name=remote_port,json=remotePort,proto3" json:"remote_port,omitempty"`
+	// Port of the peer.
+	RemotePort uint32 `protobuf:"varint,2,opt,name=remote_port,json=remotePort,proto3" json:"remote_port,omitempty"`
+	// In a TCP connection instead of UDP.
+	Tcp           bool `protobuf:"varint,3,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *UdpEncap) Reset() {
-	*x = UdpEncap{}
+func (x *Encap) Reset() {
+	*x = Encap{}
 	mi := &file_testudo_ipsec_v1_ipsec_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *UdpEncap) String() string {
+func (x *Encap) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*UdpEncap) ProtoMessage() {}
+func (*Encap) ProtoMessage() {}
 
-func (x *UdpEncap) ProtoReflect() protoreflect.Message {
+func (x *Encap) ProtoReflect() protoreflect.Message {
 	mi := &file_testudo_ipsec_v1_ipsec_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -851,23 +853,30 @@ func (x *UdpEncap) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use UdpEncap.ProtoReflect.Descriptor instead.
-func (*UdpEncap) Descriptor() ([]byte, []int) {
+// Deprecated: Use Encap.ProtoReflect.Descriptor instead.
+func (*Encap) Descriptor() ([]byte, []int) {
 	return file_testudo_ipsec_v1_ipsec_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *UdpEncap) GetLocalPort() uint32 {
+func (x *Encap) GetLocalPort() uint32 {
 	if x != nil {
 		return x.LocalPort
 	}
 	return 0
 }
 
-func (x *UdpEncap) GetRemotePort() uint32 {
+func (x *Encap) GetRemotePort() uint32 {
 	if x != nil {
 		return x.RemotePort
 	}
 	return 0
+}
+
+func (x *Encap) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
+	}
+	return false
 }
 
 // One simplex security association. It carries key material: it is sent over
@@ -888,8 +897,8 @@ type SecurityAssociation struct {
 	Local []byte `protobuf:"bytes,6,opt,name=local,proto3" json:"local,omitempty"`
 	// The peer's outer address, same length.
 	Remote []byte `protobuf:"bytes,7,opt,name=remote,proto3" json:"remote,omitempty"`
-	// Present when ESP travels in UDP.
-	Encap *UdpEncap `protobuf:"bytes,8,opt,name=encap,proto3" json:"encap,omitempty"`
+	// Present when ESP travels in UDP or TCP.
+	Encap *Encap `protobuf:"bytes,8,opt,name=encap,proto3" json:"encap,omitempty"`
 	// Algorithms: encr, integ and esn are used.
 	Suite *Suite `protobuf:"bytes,9,opt,name=suite,proto3" json:"suite,omitempty"`
 	// Encryption key, followed by the salt for AEAD and counter modes. SECRET.
@@ -998,7 +1007,7 @@ func (x *SecurityAssociation) GetRemote() []byte {
 	return nil
 }
 
-func (x *SecurityAssociation) GetEncap() *UdpEncap {
+func (x *SecurityAssociation) GetEncap() *Encap {
 	if x != nil {
 		return x.Encap
 	}
@@ -1232,12 +1241,13 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\ttime_hard\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\btimeHard\"1\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\x04R\x04last\"J\n" +
-	"\bUdpEncap\x12\x1d\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"Y\n" +
+	"\x05Encap\x12\x1d\n" +
 	"\n" +
 	"local_port\x18\x01 \x01(\rR\tlocalPort\x12\x1f\n" +
 	"\vremote_port\x18\x02 \x01(\rR\n" +
-	"remotePort\"\xce\x05\n" +
+	"remotePort\x12\x10\n" +
+	"\x03tcp\x18\x03 \x01(\bR\x03tcp\"\xcb\x05\n" +
 	"\x13SecurityAssociation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x129\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x1b.testudo.ipsec.v1.DirectionR\tdirection\x12\x1a\n" +
@@ -1245,8 +1255,8 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\x03spi\x18\x04 \x01(\rR\x03spi\x12*\n" +
 	"\x04mode\x18\x05 \x01(\x0e2\x16.testudo.ipsec.v1.ModeR\x04mode\x12\x14\n" +
 	"\x05local\x18\x06 \x01(\fR\x05local\x12\x16\n" +
-	"\x06remote\x18\a \x01(\fR\x06remote\x120\n" +
-	"\x05encap\x18\b \x01(\v2\x1a.testudo.ipsec.v1.UdpEncapR\x05encap\x12-\n" +
+	"\x06remote\x18\a \x01(\fR\x06remote\x12-\n" +
+	"\x05encap\x18\b \x01(\v2\x17.testudo.ipsec.v1.EncapR\x05encap\x12-\n" +
 	"\x05suite\x18\t \x01(\v2\x17.testudo.ipsec.v1.SuiteR\x05suite\x12\x1e\n" +
 	"\bencr_key\x18\n" +
 	" \x01(\fB\x03\x80\x01\x01R\aencrKey\x12 \n" +
@@ -1310,7 +1320,7 @@ var file_testudo_ipsec_v1_ipsec_proto_goTypes = []any{
 	(*Limit)(nil),                 // 9: testudo.ipsec.v1.Limit
 	(*Lifetime)(nil),              // 10: testudo.ipsec.v1.Lifetime
 	(*Lease)(nil),                 // 11: testudo.ipsec.v1.Lease
-	(*UdpEncap)(nil),              // 12: testudo.ipsec.v1.UdpEncap
+	(*Encap)(nil),                 // 12: testudo.ipsec.v1.Encap
 	(*SecurityAssociation)(nil),   // 13: testudo.ipsec.v1.SecurityAssociation
 	(*SaCounters)(nil),            // 14: testudo.ipsec.v1.SaCounters
 	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
@@ -1331,7 +1341,7 @@ var file_testudo_ipsec_v1_ipsec_proto_depIdxs = []int32{
 	15, // 11: testudo.ipsec.v1.Lifetime.time_hard:type_name -> google.protobuf.Duration
 	1,  // 12: testudo.ipsec.v1.SecurityAssociation.direction:type_name -> testudo.ipsec.v1.Direction
 	0,  // 13: testudo.ipsec.v1.SecurityAssociation.mode:type_name -> testudo.ipsec.v1.Mode
-	12, // 14: testudo.ipsec.v1.SecurityAssociation.encap:type_name -> testudo.ipsec.v1.UdpEncap
+	12, // 14: testudo.ipsec.v1.SecurityAssociation.encap:type_name -> testudo.ipsec.v1.Encap
 	8,  // 15: testudo.ipsec.v1.SecurityAssociation.suite:type_name -> testudo.ipsec.v1.Suite
 	4,  // 16: testudo.ipsec.v1.SecurityAssociation.selectors:type_name -> testudo.ipsec.v1.Selector
 	11, // 17: testudo.ipsec.v1.SecurityAssociation.lease:type_name -> testudo.ipsec.v1.Lease

@@ -169,7 +169,9 @@ type IkeSa struct {
 	// Identifier of the postquantum preshared key in its keys; empty for none.
 	PpkId string `protobuf:"bytes,19,opt,name=ppk_id,json=ppkId,proto3" json:"ppk_id,omitempty"`
 	// When both ends will authenticate anew; absent for never.
-	ReauthAt      *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=reauth_at,json=reauthAt,proto3" json:"reauth_at,omitempty"`
+	ReauthAt *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=reauth_at,json=reauthAt,proto3" json:"reauth_at,omitempty"`
+	// Whether IKE and ESP travel in a TCP connection (RFC 9329).
+	Tcp           bool `protobuf:"varint,21,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +346,13 @@ func (x *IkeSa) GetReauthAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *IkeSa) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
+	}
+	return false
+}
+
 // One CHILD SA: a pair of simplex SAs.
 type ChildSa struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -355,7 +364,7 @@ type ChildSa struct {
 	Suite string `protobuf:"bytes,3,opt,name=suite,proto3" json:"suite,omitempty"`
 	// Transport or tunnel.
 	Mode v1.Mode `protobuf:"varint,4,opt,name=mode,proto3,enum=testudo.ipsec.v1.Mode" json:"mode,omitempty"`
-	// Whether ESP travels in UDP.
+	// Whether ESP travels in UDP, or in TCP as its IKE SA does.
 	Encap bool `protobuf:"varint,5,opt,name=encap,proto3" json:"encap,omitempty"`
 	// Traffic it carries, as the node sees it.
 	Selectors []string `protobuf:"bytes,6,rep,name=selectors,proto3" json:"selectors,omitempty"`
@@ -1923,7 +1932,7 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\"D\n" +
 	"\x0fListSasResponse\x121\n" +
-	"\aike_sas\x18\x01 \x03(\v2\x18.testudo.keymgr.v1.IkeSaR\x06ikeSas\"\xf8\x04\n" +
+	"\aike_sas\x18\x01 \x03(\v2\x18.testudo.keymgr.v1.IkeSaR\x06ikeSas\"\x8a\x05\n" +
 	"\x05IkeSa\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x18\n" +
@@ -1948,7 +1957,8 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\vremote_auth\x18\x12 \x01(\tR\n" +
 	"remoteAuth\x12\x15\n" +
 	"\x06ppk_id\x18\x13 \x01(\tR\x05ppkId\x127\n" +
-	"\treauth_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breauthAt\"\xe5\x03\n" +
+	"\treauth_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breauthAt\x12\x10\n" +
+	"\x03tcp\x18\x15 \x01(\bR\x03tcp\"\xe5\x03\n" +
 	"\aChildSa\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +

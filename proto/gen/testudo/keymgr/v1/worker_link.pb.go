@@ -1027,7 +1027,9 @@ type IkeDatagram struct {
 	// The peer's UDP port.
 	RemotePort uint32 `protobuf:"varint,4,opt,name=remote_port,json=remotePort,proto3" json:"remote_port,omitempty"`
 	// The message, at most 65507 octets.
-	Data          []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	Data []byte `protobuf:"bytes,5,opt,name=data,proto3" json:"data,omitempty"`
+	// In the TCP connection between the two ends (RFC 9329) instead of UDP.
+	Tcp           bool `protobuf:"varint,6,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1095,6 +1097,13 @@ func (x *IkeDatagram) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *IkeDatagram) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
+	}
+	return false
 }
 
 // Expire reports that an SA met a limit.
@@ -1326,7 +1335,7 @@ const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\x04rule\x18\x03 \x01(\tR\x04rule\"1\n" +
 	"\rAcquireFailed\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
-	"\x03why\x18\x02 \x01(\tR\x03why\"\x94\x01\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\xa6\x01\n" +
 	"\vIkeDatagram\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\fR\x05local\x12\x1d\n" +
 	"\n" +
@@ -1334,7 +1343,8 @@ const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\x06remote\x18\x03 \x01(\fR\x06remote\x12\x1f\n" +
 	"\vremote_port\x18\x04 \x01(\rR\n" +
 	"remotePort\x12\x17\n" +
-	"\x04data\x18\x05 \x01(\fB\x03\x80\x01\x01R\x04data\"B\n" +
+	"\x04data\x18\x05 \x01(\fB\x03\x80\x01\x01R\x04data\x12\x10\n" +
+	"\x03tcp\x18\x06 \x01(\bR\x03tcp\"B\n" +
 	"\x06Expire\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04hard\x18\x02 \x01(\bR\x04hard\x12\x14\n" +

@@ -1025,6 +1025,8 @@ type Peer struct {
 	ForceEncap bool `protobuf:"varint,10,opt,name=force_encap,json=forceEncap,proto3" json:"force_encap,omitempty"`
 	// MOBIKE (RFC 4555), when the peer has it too.
 	Mobike bool `protobuf:"varint,11,opt,name=mobike,proto3" json:"mobike,omitempty"`
+	// IKE and ESP in TCP (RFC 9329): 0 never, 1 when UDP is not answered, 2 always.
+	Tcp uint32 `protobuf:"varint,20,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	// Postquantum preshared key; absent for none.
 	Ppk *Ppk `protobuf:"bytes,12,opt,name=ppk,proto3" json:"ppk,omitempty"`
 	// Authenticate anew after so long; absent for never.
@@ -1138,6 +1140,13 @@ func (x *Peer) GetMobike() bool {
 		return x.Mobike
 	}
 	return false
+}
+
+func (x *Peer) GetTcp() uint32 {
+	if x != nil {
+		return x.Tcp
+	}
+	return 0
 }
 
 func (x *Peer) GetPpk() *Ppk {
@@ -1511,7 +1520,7 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\vOuterHeader\x12\x0e\n" +
 	"\x02df\x18\x01 \x01(\rR\x02df\x12\x17\n" +
 	"\x04dscp\x18\x02 \x01(\rH\x00R\x04dscp\x88\x01\x01B\a\n" +
-	"\x05_dscp\"\xa1\x04\n" +
+	"\x05_dscp\"\xb3\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05local\x18\x02 \x03(\fR\x05local\x12\x16\n" +
@@ -1525,7 +1534,8 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\vforce_encap\x18\n" +
 	" \x01(\bR\n" +
 	"forceEncap\x12\x16\n" +
-	"\x06mobike\x18\v \x01(\bR\x06mobike\x12(\n" +
+	"\x06mobike\x18\v \x01(\bR\x06mobike\x12\x10\n" +
+	"\x03tcp\x18\x14 \x01(\rR\x03tcp\x12(\n" +
 	"\x03ppk\x18\f \x01(\v2\x16.testudo.policy.v1.PpkR\x03ppk\x121\n" +
 	"\x06reauth\x18\r \x01(\v2\x19.google.protobuf.DurationR\x06reauth\"2\n" +
 	"\bIdentity\x12\x12\n" +
