@@ -150,6 +150,9 @@ func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftabl
 		r.add(c, l4proto(unix.IPPROTO_UDP), dport(port), accept())
 	}
 	if usesTCP(p) {
+		// What others open, and what this host has opened: a connection that is being
+		// accepted has no mark yet.
+		r.add(c, l4proto(unix.IPPROTO_TCP), dport(r.c.NATTPort), accept())
 		r.add(c, l4proto(unix.IPPROTO_TCP), ofSocketWithMark(r.c.OwnMark), accept())
 	}
 	// IPv6 is filtered here before reassembly, IPv4 after it. The first
