@@ -9,16 +9,16 @@ import (
 // answers keeps what was fetched until it ends, bounded in number, and lets all who
 // want the same wait for one fetch.
 type answers[K comparable, V any] struct {
-	max       int
-	now       func() time.Time
-	retry     time.Duration
-	maxFresh  time.Duration
-	mu        sync.Mutex
-	kept      map[K]*kept[V]
-	fetches   uint64
-	failures  uint64
-	hits      uint64
-	exhausted uint64
+	max      int
+	now      func() time.Time
+	retry    time.Duration
+	maxFresh time.Duration
+
+	mu       sync.Mutex
+	kept     map[K]*kept[V]
+	fetches  uint64
+	failures uint64
+	hits     uint64
 }
 
 type kept[V any] struct {
@@ -46,7 +46,6 @@ func (a *answers[K, V]) get(ctx context.Context, k K, fetch func() (V, time.Time
 	e, now := a.kept[k], a.now()
 	if e == nil {
 		if !a.makeRoom() {
-			a.exhausted++
 			a.mu.Unlock()
 			var none V
 			return none, errCrowded

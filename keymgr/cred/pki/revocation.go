@@ -36,8 +36,8 @@ func reasonName(n int) string {
 
 // checkRevocation refuses a verified chain when a certificate in it is revoked, or
 // its status cannot be had and the policy says hard; soft is true when one could
-// not be had and the policy lets that pass. The certificates are asked
-// about at the same time: whoever waits waits for the slowest, not for the sum.
+// not be had and the policy lets that pass. The certificates are asked about at the
+// same time: whoever waits waits for the slowest, not for the sum.
 func (p *PKI) checkRevocation(ctx context.Context, chain []*x509.Certificate, local []*crl, q cred.ChainQuestion) (soft bool, err error) {
 	if q.Method.Revocation == ipsec.RevocationNone {
 		return false, nil
@@ -55,9 +55,12 @@ func (p *PKI) checkRevocation(ctx context.Context, chain []*x509.Certificate, lo
 	}
 	wg.Wait()
 	for i, v := range verdicts {
-		switch {
-		case v.status == revoked:
+		if v.status == revoked { // before what is not known of another one
 			return false, refuse(WhyRevoked, "%s: %s; the peer needs a new one", name(chain[i]), v.detail)
+		}
+	}
+	for i, v := range verdicts {
+		switch {
 		case v.status == undecided && q.Method.Revocation != ipsec.RevocationSoft:
 			return false, unknown(WhyStatusUnknown, "%s: %s; mend that, put a CRL beside the trust anchors, or set certificate.revocation to soft", name(chain[i]), v.detail)
 		case v.status == undecided:
@@ -66,6 +69,9 @@ func (p *PKI) checkRevocation(ctx context.Context, chain []*x509.Certificate, lo
 	}
 	return soft, nil
 }
+
+// maxURLs bounds the responders, and the CRLs, of one certificate that are asked.
+const maxURLs = 4
 
 // statusOf asks about one certificate: the CRLs beside the anchors first, since
 // what they revoke stays revoked; then its OCSP responders and CRLs below allowed
@@ -94,7 +100,7 @@ func (p *PKI) statusOf(ctx context.Context, cert, issuer *x509.Certificate, loca
 			best = good
 		}
 	}
-	for _, u := range cert.OCSPServer {
+	for _, u := range cert.OCSPServer[:min(len(cert.OCSPServer), maxURLs)] {
 		if !allows(allowed, u) {
 			note(undecided, fmt.Errorf("its OCSP responder %s is not below certificate.revocationURLs", quote(u)))
 			continue
@@ -108,7 +114,7 @@ func (p *PKI) statusOf(ctx context.Context, cert, issuer *x509.Certificate, loca
 			return s, last(details)
 		}
 	}
-	for _, u := range cert.CRLDistributionPoints {
+	for _, u := range cert.CRLDistributionPoints[:min(len(cert.CRLDistributionPoints), maxURLs)] {
 		if !allows(allowed, u) {
 			note(undecided, fmt.Errorf("its CRL %s is not below certificate.revocationURLs", quote(u)))
 			continue
