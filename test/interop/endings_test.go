@@ -109,7 +109,7 @@ func longOnes() []scenario {
 				b.up()
 				b.ping()
 			}},
-		{name: "ikev2-restart-keymgr", shows: "our key manager crashes and comes back: traffic goes on, fresh SAs replace the old", role: initiator, at: sites,
+		{name: "ikev2-restart-keymgr", shows: "our key manager crashes and comes back without its stored state: traffic goes on, fresh SAs replace the old", role: initiator, at: sites,
 			steps: func(b *bed) {
 				before, _ := b.start()
 				b.ping()
@@ -117,7 +117,7 @@ func longOnes() []scenario {
 				b.answered(probe, 20)
 				b.f.Keymgrd.Kill9()
 				b.answered(probe, 100)
-				b.f.Keymgrd.Start()
+				b.f.Keymgrd.Start("--state.dir", "")
 				b.f.WaitInSync()
 				// Negotiations after a restart are spread over 30 s. strongSwan keeps the
 				// old IKE SA, of which nobody can tell it, beside the new one.
