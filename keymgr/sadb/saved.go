@@ -69,6 +69,9 @@ func (n *Node) save(id ipsec.SAID) []byte {
 	default:
 		return nil
 	}
+	if c.Err() != nil {
+		return nil // more selectors than any peer needs: it will not be resumed
+	}
 	return c.Octets()
 }
 

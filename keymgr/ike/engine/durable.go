@@ -39,6 +39,7 @@ const (
 	commitRetry = 250 * time.Millisecond
 	commitMost  = 4 << 20  // octets of one batch, soft
 	maxBehind   = 64 << 20 // octets that wait; above, datagrams are dropped
+	perWaiting  = 1 << 10  // octets that whatever waits counts for, beside its changes
 )
 
 // durable writes changes down in the order in which they are submitted, many in one
@@ -79,11 +80,28 @@ func (d *durable) submit(changes []store.Change, then func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.waiting = append(d.waiting, submission{changes, then, time.Now()})
-	for _, c := range changes {
-		d.octets += len(c.Value)
-	}
+	d.octets += size(changes)
 	d.behind.Store(d.octets > maxBehind)
 	d.more.Signal()
+}
+
+// submitMany is submit for changes that need not be durable together: of a node with
+// very many SAs they would be more than one batch holds.
+func (d *durable) submitMany(changes []store.Change, then func()) {
+	const most = 1000
+	for len(changes) > most {
+		d.submit(changes[:most:most], nil)
+		changes = changes[most:]
+	}
+	d.submit(changes, then)
+}
+
+func size(changes []store.Change) int {
+	n := perWaiting
+	for _, c := range changes {
+		n += len(c.Value)
+	}
+	return n
 }
 
 // run is the writer. After close it writes what is left, once.
@@ -121,18 +139,16 @@ func (d *durable) take() (group []submission, last bool) {
 	for len(d.waiting) == 0 && !d.closed {
 		d.more.Wait()
 	}
-	n, size := 0, 0
-	for n < len(d.waiting) && size < commitMost {
-		for _, c := range d.waiting[n].changes {
-			size += len(c.Value)
-		}
+	n, octets := 0, 0
+	for n < len(d.waiting) && octets < commitMost {
+		octets += size(d.waiting[n].changes)
 		n++
 	}
 	group = d.waiting[:n:n]
 	if d.waiting = d.waiting[n:]; len(d.waiting) == 0 {
 		d.waiting = nil
 	}
-	d.octets -= size
+	d.octets -= octets
 	d.behind.Store(d.octets > maxBehind)
 	return group, d.closed && len(d.waiting) == 0
 }
@@ -146,7 +162,7 @@ func (d *durable) commit(group []submission, last bool) bool {
 			clear(c.Value)
 		}
 	}()
-	for {
+	for len(batch) != 0 { // else only others' turn was waited for
 		err := d.store.Commit(batch)
 		if err == nil {
 			break
@@ -164,7 +180,9 @@ func (d *durable) commit(group []submission, last bool) bool {
 		d.e.cfg.Log.Info("state can be written again")
 	}
 	now := time.Now()
-	d.commits.Add(1)
+	if len(batch) != 0 {
+		d.commits.Add(1)
+	}
 	d.records.Add(uint64(len(batch)))
 	for _, c := range batch {
 		d.written.Add(uint64(len(c.Value)))

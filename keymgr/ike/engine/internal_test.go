@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/testudo-ipsec/testudo/keymgr/store"
 )
 
 func TestTimersComeInOrder(t *testing.T) {
@@ -110,5 +112,22 @@ func BenchmarkTimers(b *testing.B) {
 	for b.Loop() {
 		i = (i + 7919) % len(cells)
 		h.set(cells[i], now.Add(rand.N(time.Hour)))
+	}
+}
+
+// What many SAs of one node change is written in batches that a store takes.
+func TestManyChangesAreSplit(t *testing.T) {
+	d := &durable{}
+	d.more.L = &d.mu
+	done := false
+	d.submitMany(make([]store.Change, 12345), func() { done = true })
+	total := 0
+	for i, s := range d.waiting {
+		if total += len(s.changes); len(s.changes) > 1000 || (s.then != nil) != (i == len(d.waiting)-1) {
+			t.Fatalf("submission %d has %d changes, and something to do after it: %t", i, len(s.changes), s.then != nil)
+		}
+	}
+	if d.waiting[len(d.waiting)-1].then(); total != 12345 || !done {
+		t.Fatalf("%d of 12345 changes", total)
 	}
 }

@@ -97,6 +97,7 @@ func (s *shard) snapshot(c *cell, effects []ike.Effect, spawned []*cell) []store
 		s.guard(x, func() error {
 			b, ok := x.machine.Save(s.buf[:0])
 			s.buf = b[:0]
+			ok = ok && len(b) <= store.MaxValue // larger than any peer needs: it will not be resumed
 			switch sum := maphash.Bytes(s.e.seed, b); {
 			case !ok && x.saved:
 				changes = append(changes, store.Change{Key: keyMachine(x.spi, x.node.name)})
@@ -130,7 +131,7 @@ func (n *node) stage(g push.Group[*errand]) {
 		return
 	}
 	s := n.session
-	d.submit(n.records(), func() {
+	d.submitMany(n.records(), func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		switch {
@@ -150,6 +151,9 @@ func (n *node) stage(g push.Group[*errand]) {
 func (n *node) records() []store.Change {
 	var out []store.Change
 	for _, r := range n.sadb.Changes() {
+		if len(r.Octets) > store.MaxValue {
+			r.Octets = nil // as in snapshot
+		}
 		out = append(out, store.Change{Key: keySA(r.ID, n.name), Value: r.Octets})
 	}
 	return out
@@ -159,7 +163,7 @@ func (n *node) records() []store.Change {
 func (n *node) persist() {
 	if d := n.e.durable; d != nil {
 		if r := n.records(); len(r) != 0 {
-			d.submit(r, nil)
+			d.submitMany(r, nil)
 		}
 	}
 }

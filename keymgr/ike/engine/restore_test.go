@@ -12,6 +12,7 @@ import (
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
 	"github.com/testudo-ipsec/testudo/keymgr/store"
 	"github.com/testudo-ipsec/testudo/keymgr/store/memory"
 )
@@ -418,4 +419,27 @@ func TestQuickCrashDetectionAfterRekey(t *testing.T) {
 			p.mustForward()
 		})
 	}
+}
+
+// How far SAs have got is written now and then, with nobody waiting.
+func TestCountersAreWritten(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.a.acquire(1)
+		p.after(time.Second)
+		var largest int
+		p.disk.Before = func(b []store.Change) error {
+			largest = max(largest, len(b))
+			return store.Check(b)
+		}
+		var counters []ipsec.SACounters
+		for _, sa := range p.a.sas {
+			counters = append(counters, ipsec.SACounters{ID: sa.ID, Top: 5, Packets: 5})
+		}
+		p.after(2 * time.Minute) // counters are written once a minute
+		p.a.report(push.Counters{SAs: counters})
+		p.after(time.Second)
+		if largest != 3 { // two SAs, and the numbers
+			t.Errorf("the largest batch has %d records, want 3", largest)
+		}
+	})
 }
