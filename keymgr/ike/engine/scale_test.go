@@ -210,7 +210,6 @@ func TestHundredThousandIKESAs(t *testing.T) {
 			initiators = append(initiators, engine.Filter{Node: sa.Node, SPI: sa.LocalSPI})
 		}
 	}
-	all = nil
 	began = time.Now()
 	var storm sync.WaitGroup
 	for part := range slices.Chunk(initiators, len(initiators)/8+1) {
@@ -246,7 +245,7 @@ func TestHundredThousandIKESAs(t *testing.T) {
 			t.Errorf("%s has %d IKE SAs with their CHILD SA after the storm; want %d", n, count, size-1)
 		}
 	}
-	if s := e.Stats(); len(perNode) != policies || s.SAInstalled != 2*sas || len(s.Failures) != 0 || s.InboxFull != 0 && s.Machines != sas {
+	if s := e.Stats(); len(perNode) != policies || s.SAInstalled != 2*sas || len(s.Failures) != 0 {
 		t.Errorf("after the storm: %d nodes, %d simplex SAs, failures %v", len(perNode), s.SAInstalled, s.Failures)
 	}
 }

@@ -176,6 +176,9 @@ func printTrace(t *table, x *keymgrv1.IkeTrace) {
 	if peer == "" {
 		peer = "a peer not known yet"
 	}
+	if len(x.GetSteps()) == 0 {
+		return
+	}
 	begin := x.GetSteps()[0].GetTime()
 	t.line("trace %d  %s: %s at %s, from %s", x.GetId(), x.GetNode(), peer, x.GetRemote(), when(begin))
 	spi := uint64(0)
