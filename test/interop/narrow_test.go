@@ -49,6 +49,27 @@ func narrowing() []scenario {
 			},
 		},
 		scenario{
+			name: "ikev2-narrow-to-icmp", shows: "strongSwan's any protocol is narrowed to our ICMP", at: sites,
+			ours: policy{protocol: "icmp"},
+			steps: func(b *bed) {
+				b.start()
+				b.ping()
+				b.requireSelectors([]string{"10.2.0.0/24[icmp]"}, []string{"10.1.0.0/24[icmp]"})
+			},
+		},
+		scenario{
+			name: "ikev2-ports", shows: "both ends have a range of TCP ports of strongSwan's side", at: sites,
+			ours: policy{protocol: "tcp", port: "32768-60999"},
+			swan: func(c *lab.SwanConn) {
+				c.ChildSettings = []string{"local_ts = 10.2.0.0/24[tcp/32768-60999]", "remote_ts = 10.1.0.0/24[tcp]"}
+			},
+			steps: func(b *bed) {
+				b.start()
+				b.ourHost.Node.Transfer(b.theirHost, false, 1<<20)
+				b.requireSelectors([]string{"10.2.0.0/24[tcp/32768-60999]"}, []string{"10.1.0.0/24[tcp]"})
+			},
+		},
+		scenario{
 			name: "ikev2-several-children", shows: "two CHILD SAs, IPv4 and IPv6, under one IKE SA", at: sites,
 			ours: policy{local: []netip.Prefix{lab.SiteA4, lab.SiteA6}, remote: []netip.Prefix{lab.SiteB4, lab.SiteB6}},
 			swan: func(c *lab.SwanConn) {

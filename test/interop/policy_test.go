@@ -19,6 +19,7 @@ type policy struct {
 	local    []netip.Prefix
 	remote   []netip.Prefix // pairs with local (what the topology says)
 	protocol string         // (any)
+	port     string         // of the remote side (any)
 	auth     string         // spec of the Authentication (the pre-shared key)
 	reauth   string         // (never)
 }
@@ -38,7 +39,11 @@ func (p policy) yaml(e ends) string {
 	doc("Node", "swan", `{external: true, addresses: ["%s"], identity: %q, protects: [%s]}`, e.theirs, or(p.theirs, theirID), quoted(p.remote))
 	var filters []string
 	for i := range p.local {
-		filters = append(filters, fmt.Sprintf(`{name: "%d", from: "%s", to: "%s", protocol: %s}`, i, endpoint(p.local[i]), endpoint(p.remote[i]), or(p.protocol, "any")))
+		port := ""
+		if p.port != "" {
+			port = ", toPort: " + p.port
+		}
+		filters = append(filters, fmt.Sprintf(`{name: "%d", from: "%s", to: "%s", protocol: %s%s}`, i, endpoint(p.local[i]), endpoint(p.remote[i]), or(p.protocol, "any"), port))
 	}
 	doc("FilterList", "between", "{filters: [%s]}", strings.Join(filters, ", "))
 	security := ""

@@ -20,8 +20,9 @@
 // sending on the old SA until the delete of the old SA arrives: only then does
 // it know that the initiator's new inbound SA is in place (RFC 7296 §2.8).
 //
-// Limitations: pre-shared keys only; a peer that wants certificates or EAP gets
-// AUTHENTICATION_FAILED. No configuration payload. A peer
-// is given up after about a minute of retransmissions, which is less than
-// RFC 7296 §2.4 asks for: see retransmit.go. NAT keepalives are the worker's.
+// Limitations: a peer that wants EAP gets AUTHENTICATION_FAILED. No configuration
+// payload. Windows are of size 1: SET_WINDOW_SIZE is not sent, and that of a peer
+// is not used. A peer is given up after about a minute of retransmissions, which is
+// less than RFC 7296 §2.4 asks for: see retransmit.go. NAT keepalives are the
+// worker's.
 package ikev2
