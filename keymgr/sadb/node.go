@@ -24,6 +24,8 @@ type Node struct {
 	abandoned map[ipsec.SAID]bool     // orphans of this key manager
 	resumed   bool                    // until the first Attach after Restore
 	high      ipsec.SAID              // no ID above it was used by then
+
+	distrusted bool // until the next Attach
 }
 
 // entry is one desired SA.

@@ -40,6 +40,9 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 			e.use(h.Top)
 		case h.ID < n.base || n.orphans[h.ID].ID != 0 || n.abandoned[h.ID]:
 			n.addOrphan(h)
+		case n.distrusted:
+			n.abandon(h.ID)
+			n.addOrphan(h)
 		default:
 			remove = append(remove, push.Remove{ID: h.ID})
 		}
@@ -55,7 +58,7 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 			n.change(id)
 		}
 	}
-	n.resumed = false
+	n.resumed, n.distrusted = false, false
 	for id, e := range n.sas {
 		restored := e.restored
 		e.restored = false

@@ -161,8 +161,9 @@ func (n *Node) Stale(inventory []push.Held) string {
 	return ""
 }
 
-// Distrust makes whatever a worker has, and is not desired, an orphan.
-func (n *Node) Distrust() { n.base = ^ipsec.SAID(0) }
+// Distrust makes whatever a worker has at the next Attach, and is not desired, an
+// orphan.
+func (n *Node) Distrust() { n.distrusted = true }
 
 func (n *Node) abandon(id ipsec.SAID) {
 	if n.abandoned == nil {

@@ -161,9 +161,15 @@ func TestStaleState(t *testing.T) {
 	if r.Orphans() != 1 {
 		t.Errorf("%d orphans, want the one SA that the state does not know", r.Orphans())
 	}
+	d.take(r)
+	inventory := held(n)
+	r = d.resumed(t, 7, 30) // and it is one after another restart
+	if r.Attach(now, 7, inventory); r.Orphans() != 1 {
+		t.Errorf("%d orphans after another restart, want 1", r.Orphans())
+	}
 	// One that was removed while the worker did not hear of it is older: no sign of age.
 	n, d = up(t)
-	inventory := held(n)
+	inventory = held(n)
 	n.Delete(11)
 	d.take(n)
 	r = d.resumed(t, 7, 20)
