@@ -24,8 +24,9 @@ const (
 // Credential is a private key and its certificates, the leaf first, in DER. It
 // is shared: nobody changes it.
 type Credential struct {
-	Chain  [][]byte
-	Signer crypto.Signer
+	Chain    [][]byte
+	Signer   crypto.Signer
+	NotAfter time.Time // when the leaf ends
 }
 
 // Format keeps every verb from reaching the key.

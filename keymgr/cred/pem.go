@@ -103,7 +103,7 @@ func NewCredential(ref string, chain [][]byte, key crypto.Signer) (*Credential, 
 	if last := len(certs) - 1; last > 0 && string(certs[last].RawIssuer) == string(certs[last].RawSubject) {
 		chain = chain[:last]
 	}
-	return &Credential{Chain: chain, Signer: key}, nil
+	return &Credential{Chain: chain, Signer: key, NotAfter: certs[0].NotAfter}, nil
 }
 
 // ParseChain reads the certificates of a credential in PEM, the leaf first.

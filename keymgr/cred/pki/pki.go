@@ -114,13 +114,21 @@ func (p *PKI) Stats() Stats {
 	return s
 }
 
-// Credential implements cred.Certificates.
+// Credential implements cred.Certificates. One that has ended is refused here,
+// where its operator sees it, and not by every peer.
 func (p *PKI) Credential(ctx context.Context, ref string) (*cred.Credential, error) {
 	s, err := p.store(ref)
 	if err != nil {
 		return nil, err
 	}
-	return s.Credential(ctx, ref)
+	c, err := s.Credential(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if now := p.conf.Now(); now.After(c.NotAfter) {
+		return nil, cred.Errorf(cred.Invalid, ref, "our own certificate ended at %s, and it is %s: renew it, or set the clock", stamp(c.NotAfter), stamp(now))
+	}
+	return c, nil
 }
 
 func (p *PKI) store(ref string) (Store, error) {

@@ -88,7 +88,7 @@ func (a *authority) Anchors(context.Context, string) (*cred.Anchors, error) {
 }
 
 func (a *authority) Credential(_ context.Context, ref string) (*cred.Credential, error) {
-	return &cred.Credential{Chain: [][]byte{[]byte(ref)}}, nil
+	return &cred.Credential{Chain: [][]byte{[]byte(ref)}, NotAfter: then}, nil
 }
 
 func (a *authority) question(leaf *x509.Certificate) cred.ChainQuestion {
@@ -328,7 +328,8 @@ func TestAuthoritiesAreDigestsOfTheirKeys(t *testing.T) {
 
 func TestACredentialComesFromTheStoreOfItsScheme(t *testing.T) {
 	a := newAuthority(t, "")
-	p := pki.New(pki.Config{Stores: map[string]pki.Store{"file": a}})
+	now := then
+	p := pki.New(pki.Config{Stores: map[string]pki.Store{"file": a}, Now: func() time.Time { return now }})
 	if c, err := p.Credential(t.Context(), "file:web-1"); err != nil || string(c.Chain[0]) != "file:web-1" {
 		t.Errorf("got %v, %v", c, err)
 	}
@@ -336,6 +337,10 @@ func TestACredentialComesFromTheStoreOfItsScheme(t *testing.T) {
 		if _, err := p.Credential(t.Context(), ref); cred.KindOf(err) != cred.Invalid {
 			t.Errorf("%q: got %v", ref, err)
 		}
+	}
+	now = now.Add(time.Second)
+	if _, err := p.Credential(t.Context(), "file:web-1"); cred.KindOf(err) != cred.Invalid || !strings.Contains(err.Error(), "renew") {
+		t.Errorf("a credential that has ended: got %v", err)
 	}
 }
 
