@@ -73,6 +73,7 @@ const (
 
 // IANA "Transform Type 2 - Pseudorandom Function Transform IDs".
 const (
+	PRFHMACMD5     uint16 = 1
 	PRFHMACSHA1    uint16 = 2
 	PRFAES128XCBC  uint16 = 4
 	PRFHMACSHA2256 uint16 = 5
@@ -105,6 +106,8 @@ const (
 	KEMODP2048  uint16 = 14
 	KEMODP3072  uint16 = 15
 	KEMODP4096  uint16 = 16
+	KEMODP6144  uint16 = 17
+	KEMODP8192  uint16 = 18
 	KEP256      uint16 = 19
 	KEP384      uint16 = 20
 	KEP521      uint16 = 21
@@ -171,25 +174,25 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformENCR, EncrAESCBC, 128}, Name: "aes128", Aliases: []string{"aes128cbc"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 16, IVLen: 16, Block: 16},
 	{Transform: Transform{TransformENCR, EncrAESCBC, 192}, Name: "aes192", Aliases: []string{"aes192cbc"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, IVLen: 16, Block: 16},
 	{Transform: Transform{TransformENCR, EncrAESCBC, 256}, Name: "aes256", Aliases: []string{"aes256cbc"}, Standing: StandingMust, Use: UseIKE | UseESP, KeyLen: 32, IVLen: 16, Block: 16},
-	{Transform: Transform{TransformENCR, EncrAESGCM8, 128}, Name: "aes128gcm8", Aliases: []string{"aes128gcm64"}, Standing: StandingMay, Use: UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESGCM8, 192}, Name: "aes192gcm8", Aliases: []string{"aes192gcm64"}, Standing: StandingMay, Use: UseESP, KeyLen: 24, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESGCM8, 256}, Name: "aes256gcm8", Aliases: []string{"aes256gcm64"}, Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESGCM12, 128}, Name: "aes128gcm12", Aliases: []string{"aes128gcm96"}, Standing: StandingMay, Use: UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESGCM12, 192}, Name: "aes192gcm12", Aliases: []string{"aes192gcm96"}, Standing: StandingMay, Use: UseESP, KeyLen: 24, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESGCM12, 256}, Name: "aes256gcm12", Aliases: []string{"aes256gcm96"}, Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM8, 128}, Name: "aes128gcm8", Aliases: []string{"aes128gcm64"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM8, 192}, Name: "aes192gcm8", Aliases: []string{"aes192gcm64"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM8, 256}, Name: "aes256gcm8", Aliases: []string{"aes256gcm64"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM12, 128}, Name: "aes128gcm12", Aliases: []string{"aes128gcm96"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM12, 192}, Name: "aes192gcm12", Aliases: []string{"aes192gcm96"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESGCM12, 256}, Name: "aes256gcm12", Aliases: []string{"aes256gcm96"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
 	// RFC 8221 §5: AES-CCM-8 is SHOULD for the Internet of Things, with 128-bit keys.
-	{Transform: Transform{TransformENCR, EncrAESCCM8, 128}, Name: "aes128ccm8", Aliases: []string{"aes128ccm64"}, Standing: StandingShould, Use: UseESP, KeyLen: 16, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM8, 192}, Name: "aes192ccm8", Aliases: []string{"aes192ccm64"}, Standing: StandingMay, Use: UseESP, KeyLen: 24, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM8, 256}, Name: "aes256ccm8", Aliases: []string{"aes256ccm64"}, Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM12, 128}, Name: "aes128ccm12", Aliases: []string{"aes128ccm96"}, Standing: StandingMay, Use: UseESP, KeyLen: 16, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM12, 192}, Name: "aes192ccm12", Aliases: []string{"aes192ccm96"}, Standing: StandingMay, Use: UseESP, KeyLen: 24, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM12, 256}, Name: "aes256ccm12", Aliases: []string{"aes256ccm96"}, Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM16, 128}, Name: "aes128ccm16", Aliases: []string{"aes128ccm128"}, Standing: StandingMay, Use: UseESP, KeyLen: 16, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM16, 192}, Name: "aes192ccm16", Aliases: []string{"aes192ccm128"}, Standing: StandingMay, Use: UseESP, KeyLen: 24, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCCM16, 256}, Name: "aes256ccm16", Aliases: []string{"aes256ccm128"}, Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
-	{Transform: Transform{TransformENCR, EncrAESCTR, 128}, Name: "aes128ctr", Standing: StandingMay, Use: UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1},
-	{Transform: Transform{TransformENCR, EncrAESCTR, 192}, Name: "aes192ctr", Standing: StandingMay, Use: UseESP, KeyLen: 24, SaltLen: 4, IVLen: 8, Block: 1},
-	{Transform: Transform{TransformENCR, EncrAESCTR, 256}, Name: "aes256ctr", Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1},
+	{Transform: Transform{TransformENCR, EncrAESCCM8, 128}, Name: "aes128ccm8", Aliases: []string{"aes128ccm64"}, Standing: StandingShould, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM8, 192}, Name: "aes192ccm8", Aliases: []string{"aes192ccm64"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM8, 256}, Name: "aes256ccm8", Aliases: []string{"aes256ccm64"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 8, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM12, 128}, Name: "aes128ccm12", Aliases: []string{"aes128ccm96"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM12, 192}, Name: "aes192ccm12", Aliases: []string{"aes192ccm96"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM12, 256}, Name: "aes256ccm12", Aliases: []string{"aes256ccm96"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 12, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM16, 128}, Name: "aes128ccm16", Aliases: []string{"aes128ccm128"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM16, 192}, Name: "aes192ccm16", Aliases: []string{"aes192ccm128"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCCM16, 256}, Name: "aes256ccm16", Aliases: []string{"aes256ccm128"}, Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 3, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
+	{Transform: Transform{TransformENCR, EncrAESCTR, 128}, Name: "aes128ctr", Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1},
+	{Transform: Transform{TransformENCR, EncrAESCTR, 192}, Name: "aes192ctr", Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 24, SaltLen: 4, IVLen: 8, Block: 1},
+	{Transform: Transform{TransformENCR, EncrAESCTR, 256}, Name: "aes256ctr", Standing: StandingMay, Use: UseIKE | UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1},
 	// Authentication without secrecy: RFC 4543 §3 as a combined mode, RFC 2410 beside
 	// an integrity algorithm.
 	{Transform: Transform{TransformENCR, EncrNullAESGMAC, 128}, Name: "aes128gmac", Standing: StandingMay, Use: UseESP, KeyLen: 16, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
@@ -197,16 +200,16 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformENCR, EncrNullAESGMAC, 256}, Name: "aes256gmac", Standing: StandingMay, Use: UseESP, KeyLen: 32, SaltLen: 4, IVLen: 8, Block: 1, ICVLen: 16, AEAD: true},
 	{Transform: Transform{TransformENCR, EncrNULL, 0}, Name: "null", Standing: StandingMust, Use: UseESP, Block: 1},
 	// Blocks of 64 bits: 3DES is SHOULD NOT, DES is MUST NOT (RFC 8221 §5).
-	{Transform: Transform{TransformENCR, Encr3DES, 0}, Name: "3des", Aliases: []string{"3descbc"}, Standing: StandingLegacy, Use: UseESP, KeyLen: 24, IVLen: 8, Block: 8},
-	{Transform: Transform{TransformENCR, EncrDES, 0}, Name: "des", Aliases: []string{"descbc"}, Standing: StandingLegacy, Use: UseESP, KeyLen: 8, IVLen: 8, Block: 8},
+	{Transform: Transform{TransformENCR, Encr3DES, 0}, Name: "3des", Aliases: []string{"3descbc"}, Standing: StandingLegacy, Use: UseIKE | UseESP, KeyLen: 24, IVLen: 8, Block: 8},
+	{Transform: Transform{TransformENCR, EncrDES, 0}, Name: "des", Aliases: []string{"descbc"}, Standing: StandingLegacy, Use: UseIKE | UseESP, KeyLen: 8, IVLen: 8, Block: 8},
 
 	// Integrity. Key lengths equal the hash output: RFC 4868 §2.1.1, RFC 2403 §3,
 	// RFC 2404 §3; those of AES are fixed at 128 bits: RFC 3566 §4, RFC 4494 §2.
 	{Transform: Transform{TransformINTEG, IntegHMACSHA256128, 0}, Name: "sha256", Aliases: []string{"sha2_256"}, Standing: StandingMust, Use: UseIKE | UseESP | UseAH, KeyLen: 32, ICVLen: 16},
 	{Transform: Transform{TransformINTEG, IntegHMACSHA384192, 0}, Name: "sha384", Aliases: []string{"sha2_384"}, Standing: StandingMay, Use: UseIKE | UseESP | UseAH, KeyLen: 48, ICVLen: 24},
 	{Transform: Transform{TransformINTEG, IntegHMACSHA512256, 0}, Name: "sha512", Aliases: []string{"sha2_512"}, Standing: StandingShould, Use: UseIKE | UseESP | UseAH, KeyLen: 64, ICVLen: 32},
-	{Transform: Transform{TransformINTEG, IntegAESXCBC96, 0}, Name: "aesxcbc", Aliases: []string{"aesxcbc96"}, Standing: StandingMay, Use: UseESP | UseAH, KeyLen: 16, ICVLen: 12},
-	{Transform: Transform{TransformINTEG, IntegAESCMAC96, 0}, Name: "aescmac", Aliases: []string{"aescmac96"}, Standing: StandingMay, Use: UseESP | UseAH, KeyLen: 16, ICVLen: 12},
+	{Transform: Transform{TransformINTEG, IntegAESXCBC96, 0}, Name: "aesxcbc", Aliases: []string{"aesxcbc96"}, Standing: StandingMay, Use: UseIKE | UseESP | UseAH, KeyLen: 16, ICVLen: 12},
+	{Transform: Transform{TransformINTEG, IntegAESCMAC96, 0}, Name: "aescmac", Aliases: []string{"aescmac96"}, Standing: StandingMay, Use: UseIKE | UseESP | UseAH, KeyLen: 16, ICVLen: 12},
 	// AH only: in ESP the same is a combined mode (RFC 4543 §3, §5.3). The key length
 	// is in the ID, so there is no Key Length attribute.
 	{Transform: Transform{TransformINTEG, IntegAES128GMAC, 0}, Name: "authaes128gmac", Aliases: []string{"auth_aes_128_gmac"}, Standing: StandingMay, Use: UseAH, KeyLen: 16, SaltLen: 4, IVLen: 8, ICVLen: 16},
@@ -214,13 +217,19 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformINTEG, IntegAES256GMAC, 0}, Name: "authaes256gmac", Aliases: []string{"auth_aes_256_gmac"}, Standing: StandingMay, Use: UseAH, KeyLen: 32, SaltLen: 4, IVLen: 8, ICVLen: 16},
 	// HMAC-MD5 is MUST NOT; HMAC-SHA1 is MUST-, on its way out, and no default of
 	// ours or of a current peer needs it (RFC 8221 §6).
-	{Transform: Transform{TransformINTEG, IntegHMACSHA196, 0}, Name: "sha1", Aliases: []string{"sha1_96", "sha"}, Standing: StandingLegacy, Use: UseESP | UseAH, KeyLen: 20, ICVLen: 12},
-	{Transform: Transform{TransformINTEG, IntegHMACMD596, 0}, Name: "md5", Aliases: []string{"md5_96"}, Standing: StandingLegacy, Use: UseESP | UseAH, KeyLen: 16, ICVLen: 12},
+	{Transform: Transform{TransformINTEG, IntegHMACSHA196, 0}, Name: "sha1", Aliases: []string{"sha1_96", "sha"}, Standing: StandingLegacy, Use: UseIKE | UseESP | UseAH, KeyLen: 20, ICVLen: 12},
+	{Transform: Transform{TransformINTEG, IntegHMACMD596, 0}, Name: "md5", Aliases: []string{"md5_96"}, Standing: StandingLegacy, Use: UseIKE | UseESP | UseAH, KeyLen: 16, ICVLen: 12},
 
 	// Pseudorandom functions. KeyLen is the preferred key length (RFC 7296 §2.13).
 	{Transform: Transform{TransformPRF, PRFHMACSHA2256, 0}, Name: "prfsha256", Standing: StandingMust, Use: UseIKE, KeyLen: 32},
 	{Transform: Transform{TransformPRF, PRFHMACSHA2384, 0}, Name: "prfsha384", Standing: StandingMay, Use: UseIKE, KeyLen: 48},
 	{Transform: Transform{TransformPRF, PRFHMACSHA2512, 0}, Name: "prfsha512", Standing: StandingShould, Use: UseIKE, KeyLen: 64},
+	// RFC 8247 §2.2: SHOULD for the Internet of Things; AES-CMAC is not named there.
+	{Transform: Transform{TransformPRF, PRFAES128XCBC, 0}, Name: "prfaesxcbc", Standing: StandingShould, Use: UseIKE, KeyLen: 16},
+	{Transform: Transform{TransformPRF, PRFAES128CMAC, 0}, Name: "prfaescmac", Standing: StandingMay, Use: UseIKE, KeyLen: 16},
+	// MUST- and MUST NOT (RFC 8247 §2.2), judged as the integrity algorithms above.
+	{Transform: Transform{TransformPRF, PRFHMACSHA1, 0}, Name: "prfsha1", Standing: StandingLegacy, Use: UseIKE, KeyLen: 20},
+	{Transform: Transform{TransformPRF, PRFHMACMD5, 0}, Name: "prfmd5", Standing: StandingLegacy, Use: UseIKE, KeyLen: 16},
 
 	// Key exchange methods.
 	{Transform: Transform{TransformKE, KEX25519, 0}, Name: "x25519", Aliases: []string{"curve25519", "ecp_x25519"}, Standing: StandingShould, Use: UseIKE | UseESP},
@@ -230,6 +239,11 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformKE, KEMODP2048, 0}, Name: "modp2048", Standing: StandingMust, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMODP3072, 0}, Name: "modp3072", Standing: StandingMay, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMODP4096, 0}, Name: "modp4096", Standing: StandingMay, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMODP6144, 0}, Name: "modp6144", Standing: StandingMay, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMODP8192, 0}, Name: "modp8192", Standing: StandingMay, Use: UseIKE | UseESP},
+	// SHOULD NOT (RFC 8247 §2.4).
+	{Transform: Transform{TransformKE, KEMODP1536, 0}, Name: "modp1536", Standing: StandingLegacy, Use: UseIKE | UseESP},
+	{Transform: Transform{TransformKE, KEMODP1024, 0}, Name: "modp1024", Standing: StandingLegacy, Use: UseIKE | UseESP},
 	// draft-ietf-ipsecme-ikev2-mlkem. FIPS 203 recommends ML-KEM-768 as the default.
 	{Transform: Transform{TransformKE, KEMLKEM768, 0}, Name: "mlkem768", Standing: StandingMay, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMLKEM1024, 0}, Name: "mlkem1024", Standing: StandingMay, Use: UseIKE | UseESP},

@@ -31,9 +31,10 @@ func TestKeymatLengths(t *testing.T) {
 	}
 }
 
-// What RFC 8221 §5 and §6 say SHOULD NOT or MUST NOT be used needs allowLegacy.
+// What RFC 8221 §5 and §6 and RFC 8247 §2 say SHOULD NOT or MUST NOT be used needs
+// allowLegacy.
 func TestLegacy(t *testing.T) {
-	for _, name := range []string{"des", "3des", "md5", "sha1"} {
+	for _, name := range []string{"des", "3des", "md5", "sha1", "prfmd5", "prfsha1", "modp1024", "modp1536", "ke1_modp1024"} {
 		if a, ok := AlgorithmByName(name); !ok || a.Standing != StandingLegacy {
 			t.Errorf("%s is not a legacy row", name)
 		}
@@ -71,9 +72,13 @@ func TestParseProposalRefusesNonsense(t *testing.T) {
 		{ProtocolAH, "aes128gmac", "not for ah"},
 		{ProtocolAH, "null-sha256", "not for ah"},
 		{ProtocolAH, "esn", "without integrity"},
-		{ProtocolIKE, "aes128ctr-sha256-x25519", "not for ike"},
+		{ProtocolIKE, "aes128gmac-prfsha256-x25519", "not for ike"},
 		{ProtocolIKE, "null-sha256-x25519", "not for ike"},
-		{ProtocolIKE, "aes128-sha1-x25519", "not for ike"},
+		{ProtocolIKE, "aes128-authaes128gmac-x25519", "not for ike"},
+		{ProtocolIKE, "aes128gcm16-prfsha256-mlkem768", "too large"},
+		{ProtocolIKE, "aes128gcm16-prfsha256-ke1_mlkem768", "needs a first key exchange"},
+		{ProtocolIKE, "aes128gcm16-prfsha256-x25519-ke1_mlkem768-ke2_mlkem768", "want it once"},
+		{ProtocolESP, "aes128gcm16-ke1_mlkem768", "needs a first key exchange"},
 	} {
 		if p, err := ParseProposal(v.proto, v.suite); err == nil || !strings.Contains(err.Error(), v.want) {
 			t.Errorf("%s %s: %s, error %v, want one with %q", v.proto, v.suite, p, err, v.want)
@@ -81,7 +86,8 @@ func TestParseProposalRefusesNonsense(t *testing.T) {
 	}
 	for suite, proto := range map[string]Protocol{
 		"null-sha256": ProtocolESP, "aes192ctr-aescmac-esn": ProtocolESP, "aes256gmac": ProtocolESP, "3des-md5": ProtocolESP,
-		"sha256-sha384": ProtocolAH, "authaes256gmac-esn": ProtocolAH, "aes192-sha256-x25519": ProtocolIKE,
+		"sha256-sha384": ProtocolAH, "authaes256gmac-esn": ProtocolAH, "aes192-sha256-x25519": ProtocolIKE, "aes128ctr-aesxcbc-modp6144": ProtocolIKE,
+		"aes256ccm12-prfaescmac-ecp256": ProtocolIKE, "aes128-sha1-modp1024": ProtocolIKE, "aes256gcm16-prfsha256-x25519-ke1_mlkem768-ke7_ecp384": ProtocolIKE,
 	} {
 		if _, err := ParseProposal(proto, suite); err != nil {
 			t.Errorf("%s %s: %v", proto, suite, err)

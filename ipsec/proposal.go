@@ -103,6 +103,9 @@ var prfOfInteg = map[uint16]uint16{
 	IntegHMACSHA384192: PRFHMACSHA2384,
 	IntegHMACSHA512256: PRFHMACSHA2512,
 	IntegHMACSHA196:    PRFHMACSHA1,
+	IntegHMACMD596:     PRFHMACMD5,
+	IntegAESXCBC96:     PRFAES128XCBC,
+	IntegAESCMAC96:     PRFAES128CMAC,
 }
 
 func names(u Use) []string {
@@ -212,6 +215,33 @@ func (s Suite) Additional() []Transform {
 	return out
 }
 
+// transforms are all that the suite has.
+func (s Suite) transforms() []Transform {
+	var out []Transform
+	for _, t := range append([]Transform{s.Encr, s.Integ, s.PRF, s.KE}, s.ADDKE[:]...) {
+		if t.Type != 0 && (t.ID != 0 || t.Type == TransformENCR) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// Legacy names the suite's algorithms that should not be used any more.
+func (s Suite) Legacy() []string { return legacy(s.transforms()) }
+
+// Legacy names the proposal's algorithms that should not be used any more.
+func (p Proposal) Legacy() []string { return legacy(p.Transforms) }
+
+func legacy(ts []Transform) []string {
+	var out []string
+	for _, t := range ts {
+		if a, ok := LookupAlgorithm(t); ok && a.Standing == StandingLegacy {
+			out = append(out, a.Name)
+		}
+	}
+	return out
+}
+
 // KeyExchange is the method of one type, the first or an additional one; KENone
 // for none.
 func (s Suite) KeyExchange(t TransformType) uint16 {
@@ -226,10 +256,8 @@ func (s Suite) KeyExchange(t TransformType) uint16 {
 
 func (s Suite) String() string {
 	var out []string
-	for _, t := range append([]Transform{s.Encr, s.Integ, s.PRF, s.KE}, s.ADDKE[:]...) {
-		if t.Type != 0 && (t.ID != 0 || t.Type == TransformENCR) {
-			out = append(out, t.String())
-		}
+	for _, t := range s.transforms() {
+		out = append(out, t.String())
 	}
 	if s.ESN {
 		out = append(out, "esn")

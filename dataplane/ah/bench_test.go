@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 // BenchmarkAH is sealing and opening in transport mode, beside the bare primitive

@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 // Sealer puts the Authentication Header of one outbound SA into packets.

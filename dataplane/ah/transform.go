@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"hash"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 const fixedLen = 12 // up to the ICV (RFC 4302 §2)

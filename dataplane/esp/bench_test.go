@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 var benchSizes = []int{64, 512, 1400}

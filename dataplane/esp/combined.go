@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/crypto/chacha20poly1305"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 // aeads are the constructors behind the combined-mode rows of ipsec.Algorithms.

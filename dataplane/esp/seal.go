@@ -8,9 +8,9 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 // Sealer makes ESP packets of one outbound SA.

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"hash"
 
-	"github.com/testudo-ipsec/testudo/dataplane/mac"
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
 const (

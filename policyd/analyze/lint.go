@@ -163,11 +163,16 @@ func (l *linter) unused() {
 	}
 }
 
-// legacy finds what RFC 8221 says not to use.
+// legacy finds what RFC 8221 and RFC 8247 say not to use.
 func (l *linter) legacy() {
 	for _, a := range l.set.FilterActions {
 		if len(a.Legacy) > 0 {
 			l.warn(a.Pos, CheckLegacy, "%s: offers %s, which RFC 8221 says not to use; traffic on such an SA is badly protected", a.Name, strings.Join(a.Legacy, ", "))
+		}
+	}
+	for _, p := range l.set.Policies {
+		if len(p.KeyExchange.Legacy) > 0 {
+			l.warn(p.Pos, CheckLegacy, "%s: offers %s for IKE, which RFC 8247 says not to use; all keys with such a peer are badly protected", p.Name, strings.Join(p.KeyExchange.Legacy, ", "))
 		}
 	}
 }

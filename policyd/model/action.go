@@ -102,7 +102,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 				v.want("at least one security method; leave the key out for aes128gcm16, then aes256gcm16")
 			}
 		}),
-		secure("pfs", func(v value) { pfs = readPFS(v) }),
+		secure("pfs", func(v value) { pfs = readPFS(v, &legacy) }),
 		secure("lifetime", func(v value) { t.Lifetime = readLifetime(v) }),
 		secure("acceptClear", func(v value) { t.AcceptClear = v.boolean() }),
 		secure("fallbackToClear", func(v value) {
@@ -130,7 +130,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	)
 	for _, l := range legacy {
 		if !allowLegacy {
-			l.at.fail("%s is a legacy algorithm, which RFC 8221 says not to use: want another, or allowLegacy: true beside security if an old peer needs it", l.name)
+			l.at.fail("%s is a legacy algorithm, which RFC 8221 or RFC 8247 says not to use: want another, or allowLegacy: true beside it if an old peer needs it", l.name)
 		}
 		a.Legacy = append(a.Legacy, l.name)
 	}
@@ -281,7 +281,7 @@ func algorithmNames(t ipsec.TransformType, use ipsec.Use) []string {
 
 // readPFS reads a key exchange, and what is done in addition to it: x25519, or
 // x25519-ke1_mlkem768.
-func readPFS(v value) []ipsec.Transform {
+func readPFS(v value, legacy *[]legacyUse) []ipsec.Transform {
 	if v.isString() && v.node.Value == "none" {
 		return nil
 	}
@@ -300,6 +300,9 @@ func readPFS(v value) []ipsec.Transform {
 	if err != nil {
 		v.fail("%s", err)
 		return nil
+	}
+	for _, name := range p.Legacy() {
+		*legacy = append(*legacy, legacyUse{v, name})
 	}
 	return p.Transforms[2:]
 }
@@ -324,10 +327,7 @@ func readSuite(v value) (ipsec.Proposal, bool) {
 		return ipsec.Proposal{}, false
 	}
 	for word := range strings.SplitSeq(s, "-") {
-		if a, ok := ipsec.AlgorithmByName(word); ok && a.Standing == ipsec.StandingLegacy {
-			v.fail("%s in suite %s is a legacy algorithm (RFC 8247), which is not enforced yet; want another", word, quote(s))
-			return ipsec.Proposal{}, false
-		} else if !ok {
+		if _, ok := ipsec.AlgorithmByName(word); !ok {
 			known := slices.Concat(algorithmNames(ipsec.TransformENCR, ipsec.UseIKE), algorithmNames(ipsec.TransformINTEG, ipsec.UseIKE),
 				algorithmNames(ipsec.TransformPRF, ipsec.UseIKE), algorithmNames(ipsec.TransformKE, ipsec.UseIKE))
 			v.fail("unknown algorithm %s in suite %s, want a suite such as aes256gcm16-prfsha256-x25519%s", quote(word), quote(s), suggest(word, known))

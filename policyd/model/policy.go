@@ -22,6 +22,7 @@ type Policy struct {
 // KeyExchange is how IKE SAs are made.
 type KeyExchange struct {
 	Suites   []ipsec.Proposal // in order of preference
+	Legacy   []string         // legacy algorithms in Suites, for warnings
 	Lifetime time.Duration
 	Reauth   time.Duration // 0 for never
 	DPD      time.Duration // 0 for never
@@ -119,7 +120,7 @@ func readPolicy(v value, m Meta) *Policy {
 
 func readKeyExchange(v value) KeyExchange {
 	k := DefaultKeyExchange
-	requirePQ := false
+	requirePQ, allowLegacy := false, false
 	var at []value // of the suites
 	v.mapping(
 		key{"version", false, func(v value) {
@@ -149,7 +150,15 @@ func readKeyExchange(v value) KeyExchange {
 				v.want("never, fallback or always")
 			}
 		}},
+		key{"allowLegacy", false, func(v value) { allowLegacy = v.boolean() }},
 	)
+	for i, v := range at {
+		names := k.Suites[i].Legacy()
+		if len(names) > 0 && !allowLegacy {
+			v.fail("%s in suite %s is a legacy algorithm, which RFC 8247 says not to use: want another, or allowLegacy: true beside suites if an old peer needs it", strings.Join(names, " and "), quote(v.node.Value))
+		}
+		k.Legacy = append(k.Legacy, names...)
+	}
 	if !requirePQ {
 		return k
 	}

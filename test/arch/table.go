@@ -20,30 +20,30 @@ type ImportRule struct {
 // ImportRules is the import table.
 var ImportRules = []ImportRule{
 	{"ipsec", nil},
+	{"ipsec/mac", []string{"ipsec"}},
 	{"proto", nil},
-	{"keymgr", []string{"ipsec"}},
-	{"dataplane", []string{"ipsec"}},
+	{"keymgr", []string{"ipsec", "ipsec/mac"}},
+	{"dataplane", []string{"ipsec", "ipsec/mac"}},
 	{"policyd", []string{"ipsec"}},
 	{"services", []string{"ipsec", "proto/...", "keymgr/...", "dataplane/...", "policyd/..."}},
 	{"test", []string{"ipsec", "proto/...", "keymgr/...", "dataplane/...", "policyd/...", "services/..."}},
 
 	// wire, suite <- ikev1, ikev2 <- engine; the two versions do not know each other.
 	{"keymgr/ike/wire", []string{"ipsec"}},
-	{"keymgr/ike/suite", []string{"ipsec", "keymgr/ike/wire"}},
+	{"keymgr/ike/suite", []string{"ipsec", "ipsec/mac", "keymgr/ike/wire"}},
 	{"keymgr/ike/ikev1", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite", "keymgr/archive"}},
 	{"keymgr/ike/ikev2", []string{"ipsec", "keymgr/ike", "keymgr/ike/wire", "keymgr/ike/suite", "keymgr/archive"}},
 	{"keymgr/archive", []string{"ipsec"}},
 	{"keymgr/store", []string{"ipsec"}}, // a leaf: who keeps something in it says what
 
-	// packet, replay, mac <- esp, ah <- sad, spd <- engine <- backend/userspace; netio is a
+	// packet, replay, ipsec/mac <- esp, ah <- sad, spd <- engine <- backend/userspace; netio is a
 	// leaf. engine knows package backend, the contract, but no implementation of it.
 	{"dataplane/packet", []string{"ipsec"}},
 	{"dataplane/replay", []string{"dataplane/packet"}}, // for its verdicts' whys
 	{"dataplane/netio", nil},
 	{"dataplane/natt", []string{"ipsec", "dataplane/packet"}},
-	{"dataplane/mac", []string{"ipsec"}},
-	{"dataplane/esp", []string{"ipsec", "dataplane/packet", "dataplane/replay", "dataplane/mac"}},
-	{"dataplane/ah", []string{"ipsec", "dataplane/packet", "dataplane/replay", "dataplane/mac"}},
+	{"dataplane/esp", []string{"ipsec", "dataplane/packet", "dataplane/replay", "ipsec/mac"}},
+	{"dataplane/ah", []string{"ipsec", "dataplane/packet", "dataplane/replay", "ipsec/mac"}},
 	{"dataplane/sad", []string{"ipsec", "dataplane/packet", "dataplane/replay", "dataplane/esp", "dataplane/ah"}},
 	{"dataplane/spd", []string{"ipsec", "dataplane/packet"}},
 	{"dataplane/engine", []string{

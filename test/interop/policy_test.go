@@ -14,6 +14,7 @@ type policy struct {
 	pfs      string   // (none)
 	mode     string   // (tunnel)
 	dpd      string   // (30s)
+	legacy   bool     // IKE suites may have legacy algorithms
 	identity string   // (us.example)
 	theirs   string   // identity that we expect (swan.example)
 	local    []netip.Prefix
@@ -68,8 +69,8 @@ func (p policy) yaml(e ends) string {
 	if len(suites) == 0 {
 		suites = []string{defaultSuite}
 	}
-	doc("Policy", "interop", "{keyExchange: {suites: [%s], dpd: %s}, rules: [{name: swan, filters: between, action: protect, authentication: auth%s}]}",
-		strings.Join(suites, ", "), or(p.dpd, "30s")+p.reauthentication(), p.tunnel())
+	doc("Policy", "interop", "{keyExchange: {suites: [%s], allowLegacy: %t, dpd: %s}, rules: [{name: swan, filters: between, action: protect, authentication: auth%s}]}",
+		strings.Join(suites, ", "), p.legacy, or(p.dpd, "30s")+p.reauthentication(), p.tunnel())
 	doc("Assignment", "us", "{policy: interop, to: %s}", e.node)
 	return b.String()
 }

@@ -85,6 +85,7 @@ type Stats struct {
 	HalfOpen    uint64            // gauge: responders not yet established
 	CookiesSent uint64
 	Established uint64            // IKE SAs that came up
+	Legacy      uint64            // IKE and CHILD SAs that came up with a legacy algorithm
 	ChildrenUp  uint64            // CHILD SAs that came up, rekeys included
 	Failures    map[string]uint64 // failed negotiations, by why
 	Handshakes  Histogram         // seconds from the first message to Established

@@ -42,6 +42,7 @@ type Engine struct {
 	failures    failures
 	stats       counters
 	panics      logLimit
+	weak        logLimit // legacy algorithms
 	unasked     replyLimit
 	durable     *durable // nil without a store
 	seed        maphash.Seed

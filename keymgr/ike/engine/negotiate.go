@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -311,6 +312,19 @@ func (n *node) failuresOf(rule string) int {
 	return f
 }
 
+// warnLegacy counts SAs with algorithms that should not be used any more, which
+// policy has allowed, and says so.
+func (n *node) warnLegacy(peer, what string, s ipsec.Suite) {
+	names := s.Legacy()
+	if len(names) == 0 {
+		return
+	}
+	n.e.stats.legacy.Add(1)
+	if n.e.weak.allow(n.name+" "+peer+" "+what, time.Now()) {
+		n.e.cfg.Log.Warn("an SA has legacy algorithms", "node", n.name, "peer", peer, "sa", what, "suite", s.String(), "legacy", strings.Join(names, " "))
+	}
+}
+
 // childUp takes note of a CHILD SA.
 func (n *node) childUp(c *cell, ch ike.Child) {
 	n.mu.Lock()
@@ -329,6 +343,7 @@ func (n *node) childUp(c *cell, ch ike.Child) {
 	}
 	n.e.stats.childrenUp.Add(1)
 	n.tookOver(c, ch.Rule)
+	n.warnLegacy(c.peer, "CHILD SA", ch.Suite)
 	if n.children[ch.Rule] == nil {
 		n.children[ch.Rule] = make(map[uint64]childRef)
 	}

@@ -260,6 +260,7 @@ func (s *shard) established(c *cell) {
 		s.setDeadline(c, c.machine.Deadline())
 	}
 	s.e.stats.established.Add(1)
+	c.node.warnLegacy(info.Peer, "IKE SA", info.Suite)
 	s.e.stats.observe(time.Since(c.began))
 	c.node.established(c, info)
 }

@@ -18,7 +18,7 @@ type counters struct {
 	received, sent, inboxFull, panics, cookiesSent, established, childrenUp       atomic.Uint64
 	acquires, acquiresFailed, installs, nacks, grants, leasesRefused, slowRefused atomic.Uint64
 	restored, tooOld                                                              atomic.Uint64
-	eventsDropped                                                                 atomic.Uint64
+	eventsDropped, legacy                                                         atomic.Uint64
 	machines                                                                      atomic.Int64
 
 	mu         sync.Mutex
@@ -71,7 +71,7 @@ func (e *Engine) Stats() Stats {
 		CookiesSent: c.cookiesSent.Load(), Established: c.established.Load(), ChildrenUp: c.childrenUp.Load(),
 		Acquires: c.acquires.Load(), AcquiresFailed: c.acquiresFailed.Load(), Installs: c.installs.Load(), Nacks: c.nacks.Load(),
 		Grants: c.grants.Load(), LeasesRefused: c.leasesRefused.Load(), SlowRefused: c.slowRefused.Load(),
-		EventsDropped: c.eventsDropped.Load(), Machines: uint64(max(c.machines.Load(), 0)),
+		EventsDropped: c.eventsDropped.Load(), Legacy: c.legacy.Load(), Machines: uint64(max(c.machines.Load(), 0)),
 	}
 	s.Restored, s.TooOld = c.restored.Load(), c.tooOld.Load()
 	if d := e.durable; d != nil {

@@ -3,6 +3,7 @@ package suite
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/des"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,24 +25,28 @@ var (
 	ErrPadding = errors.New("malformed padding")
 )
 
-// encrRow makes either a block cipher, used in CBC mode, or an AEAD.
+// encrRow makes either a block cipher, used in CBC or counter mode, or an AEAD with
+// an ICV of so many octets.
 type encrRow struct {
-	block func(key []byte) (cipher.Block, error)
-	aead  func(key []byte) (cipher.AEAD, error)
+	block   func(key []byte) (cipher.Block, error)
+	counter bool
+	aead    func(key []byte, icv int) (cipher.AEAD, error)
 }
 
 var encrRows = map[uint16]encrRow{
-	ipsec.EncrAESCBC:           {block: aes.NewCipher},
-	ipsec.EncrAESGCM16:         {aead: newGCM},
-	ipsec.EncrChaCha20Poly1305: {aead: chacha20poly1305.New},
-}
-
-func newGCM(key []byte) (cipher.AEAD, error) {
-	b, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(b)
+	ipsec.EncrAESCBC:   {block: aes.NewCipher},
+	ipsec.EncrAESCTR:   {block: aes.NewCipher, counter: true}, // RFC 5930
+	ipsec.EncrAESGCM8:  {aead: newGCM},                        // RFC 5282
+	ipsec.EncrAESGCM12: {aead: newGCM},
+	ipsec.EncrAESGCM16: {aead: newGCM},
+	ipsec.EncrAESCCM8:  {aead: newCCM}, // RFC 5282
+	ipsec.EncrAESCCM12: {aead: newCCM},
+	ipsec.EncrAESCCM16: {aead: newCCM},
+	ipsec.EncrChaCha20Poly1305: {aead: func(key []byte, _ int) (cipher.AEAD, error) {
+		return chacha20poly1305.New(key)
+	}},
+	ipsec.Encr3DES: {block: des.NewTripleDESCipher}, // RFC 2451
+	ipsec.EncrDES:  {block: des.NewCipher},          // RFC 2405
 }
 
 // Cipher protects the Encrypted payloads (SK, and SKF of RFC 7383) of one
@@ -67,11 +72,10 @@ type cipherKeys struct {
 	block cipher.Block
 	integ *Integ // with block
 	aead  cipher.AEAD
-	nonce *[12]byte // salt | IV (RFC 5282 §4, RFC 7634 §2)
+	ctr   bool      // block is in counter mode
+	nonce *[12]byte // salt | IV (RFC 5282 §4, RFC 7634 §2, RFC 3686 §4)
 	icv   int
 }
-
-const saltLen = 4
 
 // NewCipher makes the cipher of one direction from its SK_e, with the salt after
 // the key for an AEAD (RFC 5282 §7.1), and its SK_a. With an AEAD integ is the
@@ -90,15 +94,19 @@ func NewCipher(encr, integ ipsec.Transform, ske, ska ipsec.Secret) (*Cipher, err
 		if integ.ID != ipsec.IntegNone || !ska.IsZero() {
 			return nil, fmt.Errorf("%s protects integrity itself; got %s and an SK_a of %d octets, want neither (RFC 5282 §8)", a.Name, integ, ska.Len())
 		}
-		if k.aead, err = row.aead(key[:a.KeyLen]); err != nil {
+		if k.aead, err = row.aead(key[:a.KeyLen], a.ICVLen); err != nil {
 			return nil, fmt.Errorf("%s: %w", a.Name, err)
 		}
 		k.nonce = new([12]byte)
-		copy(k.nonce[:saltLen], key[a.KeyLen:])
+		copy(k.nonce[:], key[a.KeyLen:])
 		return &Cipher{next: 1, k: k}, nil
 	}
-	if k.block, err = row.block(key); err != nil {
+	if k.block, err = row.block(key[:a.KeyLen]); err != nil {
 		return nil, fmt.Errorf("%s: %w", a.Name, err)
+	}
+	if k.ctr = row.counter; k.ctr {
+		k.nonce = new([12]byte)
+		copy(k.nonce[:], key[a.KeyLen:])
 	}
 	if k.integ, err = NewInteg(integ, ska); err != nil {
 		return nil, fmt.Errorf("%s needs integrity protection: %w", a.Name, err)
@@ -138,7 +146,7 @@ func (c *Cipher) padding(n int) int {
 }
 
 // NextIV is the counter that the next Seal uses as its explicit IV under an
-// AEAD. A key with a repeated IV is a broken key, so a saved IKE SA must be read
+// AEAD and in counter mode. A key with a repeated IV is a broken key, so a saved IKE SA must be read
 // back with a counter no lower than any used: save it before the message
 // leaves, or save a value ahead of it. The first one is 1; with CBC it stays 1.
 func (c *Cipher) NextIV() uint64 { return c.next }
@@ -152,13 +160,26 @@ func (c *Cipher) SetNextIV(n uint64) error {
 	return nil
 }
 
+// use is the nonce with an IV.
+func (k *cipherKeys) use(iv []byte) []byte {
+	n := k.alg.SaltLen + copy(k.nonce[k.alg.SaltLen:], iv)
+	return k.nonce[:n:n]
+}
+
+// xor encrypts or decrypts in counter mode: the counter block is nonce, IV and a
+// number that starts at 1 (RFC 5930 §2, RFC 3686 §4).
+func (k *cipherKeys) xor(iv, b []byte) {
+	block := append(k.use(iv), 0, 0, 0, 1)
+	cipher.NewCTR(k.block, block).XORKeyStream(b, b)
+}
+
 // Seal appends the protected form of plaintext (the chain of IKE payloads) to
 // dst and returns the longer slice. aad may be dst itself, as it is when a
 // message is built in place; plaintext must not share memory with dst. random
 // gives the IV in CBC mode and is not read otherwise.
 func (c *Cipher) Seal(random io.Reader, dst, aad, plaintext []byte) ([]byte, error) {
 	k := c.k
-	if k.aead != nil && c.next == math.MaxUint64 {
+	if k.nonce != nil && c.next == math.MaxUint64 {
 		return nil, fmt.Errorf("%s: all IVs of this key are used; rekey the IKE SA", k.alg.Name)
 	}
 	start, n := len(dst), c.SealedLen(len(plaintext))
@@ -168,18 +189,23 @@ func (c *Cipher) Seal(random io.Reader, dst, aad, plaintext []byte) ([]byte, err
 	clear(inner[copy(inner, plaintext):])
 	inner[len(inner)-1] = byte(c.padding(len(plaintext)))
 
-	if k.aead != nil {
+	if k.nonce != nil {
 		binary.BigEndian.PutUint64(iv, c.next)
 		c.next++
-		copy(k.nonce[saltLen:], iv)
-		k.aead.Seal(inner[:0], k.nonce[:], inner, aad)
+	}
+	switch {
+	case k.aead != nil:
+		k.aead.Seal(inner[:0], k.use(iv), inner, aad)
 		return out, nil
+	case k.ctr:
+		k.xor(iv, inner)
+	default:
+		// Unpredictable, not only unique (RFC 7296 §3.14).
+		if _, err := io.ReadFull(random, iv); err != nil {
+			return nil, fmt.Errorf("random IV for %s: %w", k.alg.Name, err)
+		}
+		cipher.NewCBCEncrypter(k.block, iv).CryptBlocks(inner, inner)
 	}
-	// Unpredictable, not only unique (RFC 7296 §3.14).
-	if _, err := io.ReadFull(random, iv); err != nil {
-		return nil, fmt.Errorf("random IV for %s: %w", k.alg.Name, err)
-	}
-	cipher.NewCBCEncrypter(k.block, iv).CryptBlocks(inner, inner)
 	k.integ.Sum(body[:n-k.icv], aad, body[:n-k.icv])
 	return out, nil
 }
@@ -198,9 +224,8 @@ func (c *Cipher) Open(dst, aad, body []byte) ([]byte, error) {
 	start := len(dst)
 	var out []byte
 	if k.aead != nil {
-		copy(k.nonce[saltLen:], iv)
 		var err error
-		if out, err = k.aead.Open(dst, k.nonce[:], sealed, aad); err != nil {
+		if out, err = k.aead.Open(dst, k.use(iv), sealed, aad); err != nil {
 			return nil, fmt.Errorf("%w: %s", ErrIntegrity, k.alg.Name)
 		}
 	} else {
@@ -209,7 +234,11 @@ func (c *Cipher) Open(dst, aad, body []byte) ([]byte, error) {
 			return nil, fmt.Errorf("%w: %s", ErrIntegrity, k.alg.Name)
 		}
 		out = append(dst, body[c.IVLen():end]...)
-		cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(out[start:], out[start:])
+		if k.ctr {
+			k.xor(iv, out[start:])
+		} else {
+			cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(out[start:], out[start:])
+		}
 	}
 	// The recipient accepts any pad length that gives proper alignment
 	// (RFC 7296 §3.14), and any padding.

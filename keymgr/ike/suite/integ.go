@@ -1,21 +1,24 @@
 package suite
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
 	"hash"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
-// The truncated HMACs of RFC 4868 §2.3. How far each is truncated is the ICVLen
-// of its ipsec.Algorithm.
-var integRows = map[uint16]func() hash.Hash{
-	ipsec.IntegHMACSHA256128: sha256.New,
-	ipsec.IntegHMACSHA384192: sha512.New384,
-	ipsec.IntegHMACSHA512256: sha512.New,
+// The integrity algorithms of IKE; package mac makes them. How far each is
+// truncated is the ICVLen of its ipsec.Algorithm.
+var integRows = map[uint16]bool{
+	ipsec.IntegHMACSHA256128: true, // RFC 4868
+	ipsec.IntegHMACSHA384192: true,
+	ipsec.IntegHMACSHA512256: true,
+	ipsec.IntegAESXCBC96:     true, // RFC 3566
+	ipsec.IntegAESCMAC96:     true, // RFC 4494
+	ipsec.IntegHMACSHA196:    true, // RFC 2404
+	ipsec.IntegHMACMD596:     true, // RFC 2403
 }
 
 // Integ is a keyed integrity algorithm. It is not safe for concurrent use.
@@ -30,17 +33,21 @@ type integKey struct {
 	sum [sha512.Size]byte
 }
 
-// NewInteg makes the integrity algorithm of a transform. The key has the
-// length of the hash output (RFC 4868 §2.1.1).
+// NewInteg makes the integrity algorithm of a transform. Its key has the length
+// that the algorithm fixes.
 func NewInteg(t ipsec.Transform, key ipsec.Secret) (*Integ, error) {
-	h, a, err := find(ipsec.TransformINTEG, t, integRows)
+	_, a, err := find(ipsec.TransformINTEG, t, integRows)
 	if err != nil {
 		return nil, err
 	}
 	if err := keyLength("integrity key", a, key); err != nil {
 		return nil, err
 	}
-	return &Integ{icv: a.ICVLen, k: &integKey{mac: hmac.New(h, key.Reveal())}}, nil
+	h, err := mac.New(a, key.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	return &Integ{icv: a.ICVLen, k: &integKey{mac: h}}, nil
 }
 
 // ICVLen is the length of the ICV in octets.

@@ -50,9 +50,13 @@ var keMethods = []KEMethod{
 	{ID: ipsec.KEP256, InitiatorLen: 64, ResponderLen: 64, ops: ecp256},
 	{ID: ipsec.KEP384, Slow: true, InitiatorLen: 96, ResponderLen: 96, ops: ecp384},
 	{ID: ipsec.KEP521, Slow: true, InitiatorLen: 132, ResponderLen: 132, ops: ecp521},
+	{ID: ipsec.KEMODP1024, Slow: true, InitiatorLen: 128, ResponderLen: 128, ops: modp1024},
+	{ID: ipsec.KEMODP1536, Slow: true, InitiatorLen: 192, ResponderLen: 192, ops: modp1536},
 	{ID: ipsec.KEMODP2048, Slow: true, InitiatorLen: 256, ResponderLen: 256, ops: modp2048},
 	{ID: ipsec.KEMODP3072, Slow: true, InitiatorLen: 384, ResponderLen: 384, ops: modp3072},
 	{ID: ipsec.KEMODP4096, Slow: true, InitiatorLen: 512, ResponderLen: 512, ops: modp4096},
+	{ID: ipsec.KEMODP6144, Slow: true, InitiatorLen: 768, ResponderLen: 768, ops: modp6144},
+	{ID: ipsec.KEMODP8192, Slow: true, InitiatorLen: 1024, ResponderLen: 1024, ops: modp8192},
 	{ID: ipsec.KEMLKEM768, InitiatorLen: 1184, ResponderLen: 1088, ops: mlkem768},
 	{ID: ipsec.KEMLKEM1024, InitiatorLen: 1568, ResponderLen: 1568, ops: mlkem1024},
 }

@@ -16,11 +16,15 @@ type modpGroup struct {
 }
 
 // Exponents have the longer of the two sizes that RFC 3526 §8 estimates for each
-// group: 320, 420 and 480 bits.
+// group; 1024 bits, which it does not list, have that of 1536.
 var (
+	modp1024 = newMODP(prime1024, 30)
+	modp1536 = newMODP(prime1536, 30)
 	modp2048 = newMODP(prime2048, 40)
 	modp3072 = newMODP(prime3072, 53)
 	modp4096 = newMODP(prime4096, 60)
+	modp6144 = newMODP(prime6144, 68)
+	modp8192 = newMODP(prime8192, 78)
 )
 
 var generator = big.NewInt(2)

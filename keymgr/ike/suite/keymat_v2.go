@@ -37,7 +37,7 @@ type ChildKeys struct {
 //
 //	SKEYSEED = prf(Ni | Nr, g^ir)
 func SKEYSEED(p PRF, ni, nr []byte, shared ipsec.Secret) ipsec.Secret {
-	key := ipsec.NewSecret(slices.Concat(ni, nr))
+	key := ipsec.NewSecret(slices.Concat(p.seedNonce(ni), p.seedNonce(nr)))
 	return ipsec.NewSecret(p.Sum(key, shared.Reveal()))
 }
 

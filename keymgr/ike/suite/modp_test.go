@@ -16,7 +16,7 @@ func TestMODPPrimesFollowTheFormulaOfRFC3526(t *testing.T) {
 		group *modpGroup
 		n     uint
 		k     int64
-	}{{modp2048, 2048, 124476}, {modp3072, 3072, 1690314}, {modp4096, 4096, 240904}} {
+	}{{modp1024, 1024, 129093}, {modp1536, 1536, 741804}, {modp2048, 2048, 124476}, {modp3072, 3072, 1690314}, {modp4096, 4096, 240904}, {modp6144, 6144, 929484}, {modp8192, 8192, 4743158}} {
 		one := big.NewInt(1)
 		want := new(big.Int).Lsh(one, g.n)
 		want.Sub(want, new(big.Int).Lsh(one, g.n-64))
@@ -63,7 +63,7 @@ func TestMODPPrimeIsSafe(t *testing.T) {
 
 // RFC 6989 §2.1: 1 < r < p-1.
 func TestMODPRangeOfRFC6989Section2_1(t *testing.T) {
-	for _, id := range []uint16{ipsec.KEMODP2048, ipsec.KEMODP3072, ipsec.KEMODP4096} {
+	for _, id := range []uint16{ipsec.KEMODP1024, ipsec.KEMODP1536, ipsec.KEMODP2048, ipsec.KEMODP3072, ipsec.KEMODP4096} {
 		m := method(t, id)
 		g := m.ops.(*modpGroup)
 		pair, err := m.Generate(rand.Reader)

@@ -1,46 +1,93 @@
 package suite
 
 import (
+	"crypto/aes"
 	"crypto/hmac"
+	"crypto/md5"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"fmt"
 	"hash"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
-// The HMAC pseudorandom functions of RFC 4868 §2.1.2: no truncation, a key of
-// any length.
-var prfRows = map[uint16]func() hash.Hash{
-	ipsec.PRFHMACSHA2256: sha256.New,
-	ipsec.PRFHMACSHA2384: sha512.New384,
-	ipsec.PRFHMACSHA2512: sha512.New,
+// prfRow makes a PRF with a key of any length.
+type prfRow struct {
+	keyed func(key []byte) hash.Hash
+	size  int
+	aes   bool // RFC 7296 §2.14 treats these two specially
+}
+
+func hmacRow(h func() hash.Hash) prfRow {
+	return prfRow{keyed: func(key []byte) hash.Hash { return hmac.New(h, key) }, size: h().Size()}
+}
+
+// The HMACs of RFC 4868 §2.1.2 are not truncated.
+var prfRows = map[uint16]prfRow{
+	ipsec.PRFHMACSHA2256: hmacRow(sha256.New),
+	ipsec.PRFHMACSHA2384: hmacRow(sha512.New384),
+	ipsec.PRFHMACSHA2512: hmacRow(sha512.New),
+	ipsec.PRFAES128XCBC:  {keyed: aesPRF(ipsec.IntegAESXCBC96, true), size: aes.BlockSize, aes: true},
+	ipsec.PRFAES128CMAC:  {keyed: aesPRF(ipsec.IntegAESCMAC96, false), size: aes.BlockSize, aes: true},
+	ipsec.PRFHMACSHA1:    hmacRow(sha1.New),
+	ipsec.PRFHMACMD5:     hmacRow(md5.New),
+}
+
+// aesPRF is AES-XCBC-PRF-128 (RFC 4434) or AES-CMAC-PRF-128 (RFC 4615): the MAC of
+// IPsec, whole, with a key that is made 16 octets long first. The former fills a
+// short one up with zeros (RFC 4434 §2); all others become the MAC of themselves
+// under a key of zeros.
+func aesPRF(integ uint16, fill bool) func(key []byte) hash.Hash {
+	a, ok := ipsec.LookupAlgorithm(ipsec.Transform{Type: ipsec.TransformINTEG, ID: integ})
+	with := func(key []byte) hash.Hash {
+		h, err := mac.New(a, key)
+		if err != nil || !ok {
+			panic("suite: " + err.Error()) // a wrong literal in prfRows
+		}
+		return h
+	}
+	return func(key []byte) hash.Hash {
+		switch n := len(key); {
+		case n < aes.BlockSize && fill:
+			key = append(key[:n:n], make([]byte, aes.BlockSize-n)...)
+		case n != aes.BlockSize:
+			h := with(make([]byte, aes.BlockSize))
+			h.Write(key)
+			key = h.Sum(nil)
+		}
+		return with(key)
+	}
 }
 
 // PRF is a negotiated pseudorandom function. It holds no key; copies are alike
 // and it is safe for concurrent use. The zero value is not usable.
-type PRF struct {
-	hash func() hash.Hash
-	size int
-}
+type PRF struct{ row prfRow }
 
 // NewPRF makes the PRF of a transform.
 func NewPRF(t ipsec.Transform) (PRF, error) {
-	h, _, err := find(ipsec.TransformPRF, t, prfRows)
-	if err != nil {
-		return PRF{}, err
-	}
-	return PRF{hash: h, size: h().Size()}, nil
+	row, _, err := find(ipsec.TransformPRF, t, prfRows)
+	return PRF{row}, err
 }
 
-// Size is the length of the output in octets, which for HMAC is also the
+// Size is the length of the output in octets, which for all of them is also the
 // preferred key length (RFC 7296 §2.13).
-func (p PRF) Size() int { return p.size }
+func (p PRF) Size() int { return p.row.size }
+
+// seedNonce is how much of a nonce goes into the key of SKEYSEED: all of it, but
+// with the PRFs of AES, whose key is short, the first 64 bits (RFC 7296 §2.14).
+func (p PRF) seedNonce(n []byte) []byte {
+	if p.row.aes {
+		return n[:min(8, len(n))]
+	}
+	return n
+}
 
 // Sum is prf(key, parts[0] | parts[1] | ...).
 func (p PRF) Sum(key ipsec.Secret, parts ...[]byte) []byte {
-	m := hmac.New(p.hash, key.Reveal())
+	m := p.row.keyed(key.Reveal())
 	for _, b := range parts {
 		m.Write(b)
 	}
@@ -50,11 +97,11 @@ func (p PRF) Sum(key ipsec.Secret, parts ...[]byte) []byte {
 // Plus is the first n octets of prf+(key, seed) (RFC 7296 §2.13), which is not
 // defined beyond 255 outputs of the PRF.
 func (p PRF) Plus(key ipsec.Secret, seed []byte, n int) (ipsec.Secret, error) {
-	if n < 0 || n > 255*p.size {
-		return ipsec.Secret{}, fmt.Errorf("prf+ for %d octets: want 0 to %d (RFC 7296 §2.13)", n, 255*p.size)
+	if n < 0 || n > 255*p.row.size {
+		return ipsec.Secret{}, fmt.Errorf("prf+ for %d octets: want 0 to %d (RFC 7296 §2.13)", n, 255*p.row.size)
 	}
-	m := hmac.New(p.hash, key.Reveal())
-	out := make([]byte, 0, n+p.size)
+	m := p.row.keyed(key.Reveal())
+	out := make([]byte, 0, n+p.row.size)
 	var previous []byte
 	for i := byte(1); len(out) < n; i++ {
 		m.Reset()

@@ -22,6 +22,46 @@ func TestPRFVectorsOfRFC4231(t *testing.T) {
 	}
 }
 
+// RFC 4434 §2.1 and RFC 4615 §4: keys of 16, 10 and 18 octets.
+func TestPRFVectorsOfRFC4434AndRFC4615(t *testing.T) {
+	const message = "000102030405060708090a0b0c0d0e0f10111213"
+	for _, v := range [][3]string{
+		{"prfaesxcbc", "000102030405060708090a0b0c0d0e0f", "47f51b4564966215b8985c63055ed308"},
+		{"prfaesxcbc", "00010203040506070809", "0fa087af7d866e7653434e602fdde835"},
+		{"prfaesxcbc", "000102030405060708090a0b0c0d0e0fedcb", "8cd3c93ae598a9803006ffb67c40e9e4"},
+		{"prfaescmac", "000102030405060708090a0b0c0d0e0fedcb", "84a348a4a45d235babfffc0d2b4da09a"},
+		{"prfaescmac", "000102030405060708090a0b0c0d0e0f", "980ae87b5f4c9c5214f5b6a8455e4c2d"},
+		{"prfaescmac", "00010203040506070809", "290d9e112edb09ee141fcf64c0b72f3d"},
+	} {
+		p := newPRF(t, v[0])
+		if got := hex.EncodeToString(p.Sum(secret(t, v[1]), unhex(t, message))); got != v[2] || p.Size() != 16 {
+			t.Errorf("%s with key %s: got %s, want %s", v[0], v[1], got, v[2])
+		}
+	}
+}
+
+// RFC 2202 §2 and §3, case 2: a key shorter than the block.
+func TestPRFVectorsOfRFC2202(t *testing.T) {
+	for name, want := range map[string]string{"prfmd5": "750c783e6ab0b503eaa86e310a5db738", "prfsha1": "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"} {
+		if got := hex.EncodeToString(newPRF(t, name).Sum(ipsec.NewSecret([]byte("Jefe")), []byte("what do ya want for nothing?"))); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+}
+
+// RFC 7296 §2.14: with the PRFs of AES "only the first 64 bits of Ni and the first
+// 64 bits of Nr are used in calculating SKEYSEED".
+func TestSKEYSEEDOfTheAESPRFs(t *testing.T) {
+	ni, nr, shared := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32), ipsec.NewSecret([]byte("shared"))
+	for _, name := range []string{"prfaesxcbc", "prfaescmac"} {
+		p := newPRF(t, name)
+		want := p.Sum(ipsec.NewSecret(slices.Concat(ni[:8], nr[:8])), []byte("shared"))
+		if got := SKEYSEED(p, ni, nr, shared); !bytes.Equal(got.Reveal(), want) {
+			t.Errorf("%s: got %x, want %x", name, got.Reveal(), want)
+		}
+	}
+}
+
 func TestPRFSumConcatenatesItsParts(t *testing.T) {
 	p := newPRF(t, "prfsha256")
 	key := ipsec.NewSecret([]byte("k"))
@@ -33,7 +73,7 @@ func TestPRFSumConcatenatesItsParts(t *testing.T) {
 // T1 = prf (K, S | 0x01), Tn = prf (K, Tn-1 | S | n) (RFC 7296 §2.13), here with
 // Sum alone.
 func TestPlusIsTheIterationOfRFC7296Section2_13(t *testing.T) {
-	for _, name := range []string{"prfsha256", "prfsha384", "prfsha512"} {
+	for _, name := range []string{"prfsha256", "prfsha384", "prfsha512", "prfaesxcbc", "prfaescmac", "prfsha1", "prfmd5"} {
 		p := newPRF(t, name)
 		key, seed := ipsec.NewSecret([]byte("key")), []byte("seed")
 		var want, previous []byte
@@ -99,7 +139,7 @@ func TestConstructorsRefuseByName(t *testing.T) {
 		err  error
 		want string
 	}{
-		"unknown PRF":           {prf(ipsec.Transform{Type: ipsec.TransformPRF, ID: ipsec.PRFAES128CMAC}), "PRF-8 is not implemented for IKE; want one of prfsha256"},
+		"unknown PRF":           {prf(ipsec.Transform{Type: ipsec.TransformPRF, ID: 9}), "PRF-9 is not implemented for IKE; want one of prfaescmac"},
 		"integrity as PRF":      {prf(sha), "sha256 is not implemented"},
 		"PRF with a key length": {prf(ipsec.Transform{Type: ipsec.TransformPRF, ID: ipsec.PRFHMACSHA2256, KeyBits: 256}), "is not implemented"},
 		"short integrity key":   {integ(sha, key(31)), "has 31 octets, want 32"},
@@ -109,7 +149,7 @@ func TestConstructorsRefuseByName(t *testing.T) {
 		"AEAD with integrity":   {encr(gcm, sha, key(20), key(0)), "protects integrity itself"},
 		"AEAD with SK_a":        {encr(gcm, ipsec.Transform{}, key(20), key(32)), "protects integrity itself"},
 		"CBC alone":             {encr(aes, ipsec.Transform{}, key(16), key(0)), "needs integrity protection"},
-		"3DES":                  {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.Encr3DES}, sha, key(24), key(32)), "3des is not implemented"},
+		"GMAC":                  {encr(transform(t, "aes128gmac"), ipsec.Transform{}, key(20), key(0)), "aes128gmac is not implemented"},
 		"AES without length":    {encr(ipsec.Transform{Type: ipsec.TransformENCR, ID: ipsec.EncrAESCBC}, sha, key(16), key(32)), "is not implemented"},
 	} {
 		if c.err == nil || !strings.Contains(c.err.Error(), c.want) {

@@ -40,6 +40,7 @@ var figures = []figure{
 	gauge("half_open", "Responders not yet established.", func(s *engine.Stats) uint64 { return s.HalfOpen }),
 	counter("cookies_sent_total", "Cookies asked for (RFC 7296 section 2.6).", func(s *engine.Stats) uint64 { return s.CookiesSent }),
 	counter("established_total", "IKE SAs that came up.", func(s *engine.Stats) uint64 { return s.Established }),
+	counter("legacy_total", "IKE and CHILD SAs that came up with a legacy algorithm.", func(s *engine.Stats) uint64 { return s.Legacy }),
 	counter("children_total", "CHILD SAs that came up, rekeys included.", func(s *engine.Stats) uint64 { return s.ChildrenUp }),
 	counter("acquires_total", "Packets that asked for an SA.", func(s *engine.Stats) uint64 { return s.Acquires }),
 	counter("acquires_failed_total", "Of these, those that got none.", func(s *engine.Stats) uint64 { return s.AcquiresFailed }),

@@ -9,8 +9,10 @@ directory; the output does not change.
 import hashlib
 import hmac
 
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.cmac import CMAC
 
 
 def octets(label, n):
@@ -46,6 +48,50 @@ for name, key_len in (("aes128", 16), ("aes256", 32)):
             aad = header(len(sealed) + icv)
             body = sealed + hmac.new(sk_a, aad + sealed, hash_name).digest()[:icv]
             lines.append(" ".join([name, integ, sk_e.hex(), sk_a.hex(), iv.hex(), aad.hex(), plain.hex() or "-", body.hex()]))
+
+# RFC 5282: GCM with shorter tags, which are the longer one cut, and CCM; RFC 5930:
+# counter mode; RFC 2451 and RFC 2405: DES, which is triple DES with one key.
+for name, key_len, icv in (("aes128gcm8", 16, 8), ("aes256gcm12", 32, 12), ("aes192gcm16", 24, 16)):
+    for n in (0, 1, 16, 250):
+        sk_e, plain, iv = octets(name + "SK_e", key_len + 4), octets(name + "P", n), (n + 1).to_bytes(8, "big")
+        aad = header(8 + n + 1 + icv)
+        whole = AESGCM(sk_e[:key_len]).encrypt(sk_e[key_len:] + iv, plain + b"\0", aad)
+        lines.append(" ".join([name, "-", sk_e.hex(), "-", iv.hex(), aad.hex(), plain.hex() or "-", (iv + whole[:n + 1 + icv]).hex()]))
+for name, key_len, icv in (("aes128ccm8", 16, 8), ("aes192ccm12", 24, 12), ("aes256ccm16", 32, 16)):
+    for n in (0, 1, 15, 16, 250):
+        sk_e, plain, iv = octets(name + "SK_e", key_len + 3), octets(name + "P", n), (n + 1).to_bytes(8, "big")
+        aad = header(8 + n + 1 + icv)
+        body = iv + AESCCM(sk_e[:key_len], tag_length=icv).encrypt(sk_e[key_len:] + iv, plain + b"\0", aad)
+        lines.append(" ".join([name, "-", sk_e.hex(), "-", iv.hex(), aad.hex(), plain.hex() or "-", body.hex()]))
+
+
+def cmac(key, data):
+    c = CMAC(algorithms.AES(key))
+    c.update(data)
+    return c.finalize()
+
+
+def hmac_of(hash_name):
+    return lambda key, data: hmac.new(key, data, hash_name).digest()
+
+
+for name, key_len, salt, cipher, block, iv_len, integ, mac_key, icv, mac_of in (
+        ("aes128ctr", 16, 4, algorithms.AES, 1, 8, "sha256", 32, 16, hmac_of("sha256")),
+        ("aes256ctr", 32, 4, algorithms.AES, 1, 8, "aescmac", 16, 12, cmac),
+        ("aes192", 24, 0, algorithms.AES, 16, 16, "sha1", 20, 12, hmac_of("sha1")),
+        ("3des", 24, 0, TripleDES, 8, 8, "md5", 16, 12, hmac_of("md5")),
+        ("des", 8, 0, TripleDES, 8, 8, "sha1", 20, 12, hmac_of("sha1"))):
+    for n in (0, 7, 8, 250):
+        sk_e, sk_a, plain = octets(name + "SK_e", key_len + salt), octets(integ + "SK_a", mac_key), octets(name + "P", n)
+        iv = (n + 1).to_bytes(8, "big") if salt else octets("IV%d" % n, iv_len)
+        pad = -(n + 1) % block
+        mode = modes.CTR(sk_e[key_len:] + iv + b"\0\0\0\1") if salt else modes.CBC(iv)
+        key = sk_e[:key_len] * (3 if name == "des" else 1)
+        enc = Cipher(cipher(key), mode).encryptor()
+        sealed = iv + enc.update(plain + bytes(pad) + bytes([pad])) + enc.finalize()
+        aad = header(len(sealed) + icv)
+        body = sealed + mac_of(sk_a, aad + sealed)[:icv]
+        lines.append(" ".join([name, integ, sk_e.hex(), sk_a.hex(), iv.hex(), aad.hex(), plain.hex() or "-", body.hex()]))
 
 lines.append("# auth, prf, PSK, message, nonce, SK_p, ID body, AUTH.")
 for prf, hash_name in (("prfsha256", "sha256"), ("prfsha384", "sha384"), ("prfsha512", "sha512")):

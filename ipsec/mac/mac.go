@@ -1,4 +1,4 @@
-// Package mac makes the integrity algorithms of ESP and AH that take a key and
+// Package mac makes the integrity algorithms of ESP, AH and IKE that take a key and
 // octets and nothing else. AES-GMAC, which takes a nonce as well, is not here.
 package mac
 
