@@ -272,13 +272,13 @@ func (h *Host) handle(m ike.Machine, ev ike.Event) {
 			h.Reauths++
 		case ike.NeedAuthorities:
 			h.Needs["authorities"]++
-			h.answer(m, e, h.authorities(e))
+			h.answer(m, e, h.Certificates(e))
 		case ike.NeedSignature:
 			h.Needs["signature"]++
-			h.answer(m, e, h.sign(e))
+			h.answer(m, e, h.Certificates(e))
 		case ike.NeedVerification:
 			h.Needs["verification"]++
-			h.answer(m, e, h.verify(e))
+			h.answer(m, e, h.Certificates(e))
 		case ike.Spawn:
 			h.Machines = append(h.Machines, e.Machine)
 		case ike.Dropped:

@@ -110,6 +110,20 @@ func certificate(tb testing.TB, t, parent *x509.Certificate, pub crypto.PublicKe
 	return c
 }
 
+// Certificates answers what a machine asks about certificates, nil for anything
+// else, from Credentials and Anchors.
+func (h *Host) Certificates(e ike.Effect) ike.Event {
+	switch e := e.(type) {
+	case ike.NeedAuthorities:
+		return h.authorities(e)
+	case ike.NeedSignature:
+		return h.sign(e)
+	case ike.NeedVerification:
+		return h.verify(e)
+	}
+	return nil
+}
+
 // authorities answers from Host.Anchors.
 func (h *Host) authorities(e ike.NeedAuthorities) ike.Authorities {
 	a := ike.Authorities{ID: e.ID}

@@ -15,6 +15,22 @@ import (
 // responder's share apart as responder-ns/op.
 func BenchmarkHandshake(b *testing.B) {
 	_, web, db := iketest.Pair(b, 1, nil)
+	handshakes(b, web, db)
+}
+
+// BenchmarkHandshakeCertificates is the same with certificates of one CA on both
+// ends. The responder's share holds what the engine does for it: the chain and the
+// signature of the peer, each verified anew, and its own signature.
+func BenchmarkHandshakeCertificates(b *testing.B) {
+	for _, key := range []string{"p256", "ed25519", "rsa"} {
+		b.Run(key, func(b *testing.B) {
+			_, web, db := certified(b, 1, key, key, nil)
+			handshakes(b, web, db)
+		})
+	}
+}
+
+func handshakes(b *testing.B, web, db *iketest.Host) {
 	psk := []ipsec.Secret{ipsec.NewSecret([]byte("correct horse battery staple"))}
 	id, spi := uint64(0), ipsec.FirstSPI
 	env := ike.Env{NextID: func() uint64 { id++; return id }, AllocSPI: func() ipsec.SPI { spi++; return spi }}
@@ -31,12 +47,16 @@ func BenchmarkHandshake(b *testing.B) {
 			e  ike.Effect
 		}
 		var todo []step
-		handle := func(m ike.Machine, ev ike.Event) {
+		measure := func(m ike.Machine, fn func()) {
 			start := time.Now()
-			effects := m.Handle(now, ev)
+			fn()
 			if m == ike.Machine(r) {
 				responding += time.Since(start)
 			}
+		}
+		handle := func(m ike.Machine, ev ike.Event) {
+			var effects []ike.Effect
+			measure(m, func() { effects = m.Handle(now, ev) })
 			for _, e := range effects {
 				todo = append(todo, step{m, e})
 			}
@@ -56,6 +76,16 @@ func BenchmarkHandshake(b *testing.B) {
 				handle(s.at, ike.PSKs{ID: e.ID, Secrets: psk})
 			case ike.Install:
 				handle(s.at, ike.Installed{ID: e.ID})
+			default:
+				h := web
+				if s.at == ike.Machine(r) {
+					h = db
+				}
+				var answer ike.Event
+				measure(s.at, func() { answer = h.Certificates(e) })
+				if answer != nil {
+					handle(s.at, answer)
+				}
 			}
 		}
 		if i.Info().State != "established" || len(i.Info().Children) != 1 {

@@ -12,20 +12,25 @@ import (
 )
 
 // FuzzMachine damages one message of a run in which both ends connect, rekey and
-// close, with additional key exchanges in every other sixteen runs: on the wire, or inside of SK and sealed again with the live keys. No
-// input makes a machine panic or leaves an SA without an owner; damage on the
-// wire, from IKE_AUTH on, changes nothing at all.
+// close, with additional key exchanges in every other sixteen runs and certificates
+// in every other thirty-two: on the wire, or inside of SK and sealed again with the
+// live keys. No input makes a machine panic or leaves an SA without an owner; damage
+// on the wire, from IKE_AUTH on, changes nothing at all.
 func FuzzMachine(f *testing.F) {
-	for which := range uint8(32) {
+	for which := range uint8(64) {
 		f.Add(which, true, uint16(which)*7, []byte{0xff})
 		f.Add(which, false, uint16(which)*5, []byte{0, 0, 0, 1})
 	}
 	f.Fuzz(func(t *testing.T, which uint8, inside bool, at uint16, with []byte) {
-		n, web, db := iketest.Pair(t, uint64(which), func(w, d *iketest.Side) {
+		change := func(w, d *iketest.Side) {
 			if which/16%2 == 1 {
 				hybrid(w, d)
 			}
-		})
+		}
+		n, web, db := iketest.Pair(t, uint64(which), change)
+		if which/32%2 == 1 {
+			n, web, db = certified(t, uint64(which), "p256", "ed25519", change)
+		}
 		count, damagedInit := uint8(0), false
 		n.Hook = func(p iketest.Packet) []iketest.Packet {
 			if count++; count != which%16+1 {
