@@ -25,17 +25,20 @@ type Identity struct {
 	Data string
 }
 
-// ParseIdentity reads what an operator writes: an address, an e-mail address,
-// "keyid:..." or a domain name.
+// ParseIdentity reads what an operator writes: an address, an e-mail address, a
+// distinguished name such as "C=DE, O=Fleet, CN=web-1", "keyid:..." or a domain name.
 func ParseIdentity(s string) (Identity, error) {
 	if s == "" {
-		return Identity{}, fmt.Errorf("identity is empty; want a domain name, an address, user@domain or keyid:octets")
+		return Identity{}, fmt.Errorf("identity is empty; want a domain name, an address, user@domain, a distinguished name or keyid:octets")
 	}
 	if k, ok := strings.CutPrefix(s, "keyid:"); ok {
 		return Identity{IdentityKeyID, k}, nil
 	}
 	if a, err := netip.ParseAddr(s); err == nil {
 		return AddrIdentity(a), nil
+	}
+	if strings.Contains(s, "=") {
+		return parseDistinguishedName(s)
 	}
 	if strings.Contains(s, "@") {
 		return Identity{IdentityEmail, s}, nil

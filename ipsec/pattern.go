@@ -228,3 +228,20 @@ func DNString(der []byte) (string, bool) {
 	}
 	return printable(seq.String()), true
 }
+
+// parseDistinguishedName makes an ID_DER_ASN1_DN of attributes in their order.
+func parseDistinguishedName(s string) (Identity, error) {
+	attributes, err := parseAttributes(s)
+	if err != nil {
+		return Identity{}, fmt.Errorf("distinguished name %q: %w; want attributes in the certificate's order, such as C=DE, O=Fleet, CN=web-1", s, err)
+	}
+	var rdns pkix.RDNSequence
+	for _, a := range attributes {
+		rdns = append(rdns, pkix.RelativeDistinguishedNameSET{{Type: a.oid, Value: a.value}})
+	}
+	der, err := asn1.Marshal(rdns)
+	if err != nil {
+		return Identity{}, fmt.Errorf("distinguished name %q: %w", s, err)
+	}
+	return Identity{IdentityDN, string(der)}, nil
+}

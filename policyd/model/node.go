@@ -57,13 +57,13 @@ func readNode(v value, m Meta) *Node {
 }
 
 func readIdentity(v value) ipsec.Identity {
-	s := v.text("an identity: a domain name, an address, user@domain or keyid:octets")
+	s := v.text("an identity: a domain name, an address, user@domain, a distinguished name or keyid:octets")
 	if s == "" {
 		return ipsec.Identity{}
 	}
 	id, err := ipsec.ParseIdentity(s)
 	if err != nil || id.Data == "" || len(id.Data) > 1024 {
-		v.want("an identity of 1 to 1024 octets: a domain name, an address, user@domain or keyid:octets")
+		v.want("an identity of 1 to 1024 octets: a domain name, an address, user@domain, a distinguished name such as C=DE, O=Fleet, CN=web-1, or keyid:octets")
 		return ipsec.Identity{}
 	}
 	return id

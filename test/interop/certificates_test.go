@@ -51,6 +51,15 @@ func certificates() []scenario {
 			peer: lab.SwanOptions{Charon: []string{"signature_authentication = no"}}, steps: authenticated("ecdsa-256", "ecdsa-384"),
 		},
 		scenario{
+			name: "certificates-dn", shows: "distinguished names as identities (ID_DER_ASN1_DN, RFC 4945 section 3.1.5)", at: pair,
+			ours:  policy{auth: byCertificate, identity: "O=Fleet, CN=" + ourID, theirs: "O=Fleet, CN=" + theirID},
+			certs: keyed("p256", "p256"), steps: authenticated("ecdsa-sha256", "ecdsa-sha256"),
+			swan: func(c *lab.SwanConn) {
+				noPSK(c)
+				c.LocalID, c.RemoteID = `"O=Fleet, CN=`+theirID+`"`, `"O=Fleet, CN=`+ourID+`"`
+			},
+		},
+		scenario{
 			name: "certificates-mixed", shows: "we by pre-shared key, the peer by certificate", at: pair,
 			ours:  policy{auth: `{methods: [{psk: {secret: "file:interop.psk"}, side: local}, {certificate: {trust: "file:ca.pem"}, side: remote}]}`},
 			certs: keyed("p256", "p256"), swan: func(c *lab.SwanConn) { c.CAs = nil }, steps: authenticated("psk", "ecdsa-sha256"),

@@ -20,9 +20,15 @@
 // sending on the old SA until the delete of the old SA arrives: only then does
 // it know that the initiator's new inbound SA is in place (RFC 7296 §2.8).
 //
-// Limitations: a peer that wants EAP gets AUTHENTICATION_FAILED. No configuration
-// payload. Windows are of size 1: SET_WINDOW_SIZE is not sent, and that of a peer
-// is not used. A peer is given up after about a minute of retransmissions, which is
-// less than RFC 7296 §2.4 asks for: see retransmit.go. NAT keepalives are the
-// worker's.
+// Authentication is in authn*.go: each end proves itself by a method of its own,
+// pre-shared key, certificate or nothing, and is judged by the other; ppk.go mixes a
+// postquantum preshared key in, reauth.go says when it is time to do it again.
+//
+// Limitations: a peer that wants EAP gets AUTHENTICATION_FAILED. Certificates are
+// X.509 in CERT payloads: hash-and-URL and raw public keys are passed over. A list
+// of authentication methods too long for IKE_SA_INIT is not expected in
+// IKE_INTERMEDIATE (RFC 9593 §3.1). No configuration payload. Windows are of size 1:
+// SET_WINDOW_SIZE is not sent, and that of a peer is not used. A peer is given up
+// after about a minute of retransmissions, which is less than RFC 7296 §2.4 asks for:
+// see retransmit.go. NAT keepalives are the worker's.
 package ikev2
