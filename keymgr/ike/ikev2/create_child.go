@@ -38,14 +38,15 @@ type negotiation struct {
 	initiator bool // of this exchange
 	rule      ipsec.Rule
 	mode      ipsec.Mode
-	replaces  uint64 // the CHILD SA that it rekeys
-	rekeyed   uint32 // how many rekeys led to it, this one included
-	resource  uint32 // the queue it is for
-	fills     bool   // resource.go
-	spreads   bool   // the peer sent SA_RESOURCE_INFO
-	old       ipsec.SPI
 
+	replaces    uint64 // the CHILD SA that it rekeys,
+	old         ipsec.SPI
 	oldProtocol ipsec.Protocol
+	rekeyed     uint32 // and how many rekeys led to it, this one included
+
+	resource uint32 // the queue it is for (resource.go)
+	fills    bool   // this end makes those for the queues
+	spreads  bool   // the peer sent SA_RESOURCE_INFO
 
 	proposals []ipsec.Proposal // ours
 	sa        *wire.SA         // to send: all of them, or the one chosen
