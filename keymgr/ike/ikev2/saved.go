@@ -205,38 +205,38 @@ func (x *mobility) archive(c *archive.Coder) {
 	c.Bytes(&x.seen)
 }
 
-func (x *child) archive(c *archive.Coder) {
-	d := &x.Child
-	archive.Num(c, &d.ID)
-	c.String(&d.Rule)
-	archive.Suite(c, &d.Suite)
-	archive.Num(c, &d.Mode)
-	c.Bool(&d.Encap)
-	archive.Slice(c, &d.Selectors, maxChildren, archive.Selector)
-	archive.Num(c, &d.In)
-	archive.Num(c, &d.Out)
-	archive.Num(c, &d.SPIIn)
-	archive.Num(c, &d.SPIOut)
-	c.Time(&d.Since)
-	archive.Num(c, &d.Rekeyed)
-	archive.Num(c, &d.Resource)
+func (c *child) archive(a *archive.Coder) {
+	d := &c.Child
+	archive.Num(a, &d.ID)
+	a.String(&d.Rule)
+	archive.Suite(a, &d.Suite)
+	archive.Num(a, &d.Mode)
+	a.Bool(&d.Encap)
+	archive.Slice(a, &d.Selectors, maxChildren, archive.Selector)
+	archive.Num(a, &d.In)
+	archive.Num(a, &d.Out)
+	archive.Num(a, &d.SPIIn)
+	archive.Num(a, &d.SPIOut)
+	a.Time(&d.Since)
+	archive.Num(a, &d.Rekeyed)
+	archive.Num(a, &d.Resource)
 
-	archive.Num(c, &x.state)
-	archive.Num(c, &x.protocol)
-	archive.Num(c, &x.replaces)
-	archive.Num(c, &x.wait)
-	archive.Ptr(c, &x.out, archive.SA)
-	archive.Slice(c, &x.asked, maxChildren, func(c *archive.Coder, a *asked) {
-		archive.Num(c, &a.id)
-		archive.SA(c, &a.sa)
+	archive.Num(a, &c.state)
+	archive.Num(a, &c.protocol)
+	archive.Num(a, &c.replaces)
+	archive.Num(a, &c.wait)
+	archive.Ptr(a, &c.out, archive.SA)
+	archive.Slice(a, &c.asked, maxChildren, func(a *archive.Coder, x *asked) {
+		archive.Num(a, &x.id)
+		archive.SA(a, &x.sa)
 	})
-	for _, b := range []*bool{&x.inAsked, &x.outAsked, &x.reported} {
-		c.Bool(b)
+	for _, b := range []*bool{&c.inAsked, &c.outAsked, &c.reported} {
+		a.Bool(b)
 	}
-	c.Bool(&x.fills)
-	c.Time(&x.outAt)
-	c.Time(&x.rekeyAt)
-	c.Time(&x.dieAt)
+	a.Bool(&c.fills)
+	a.Time(&c.outAt)
+	a.Time(&c.rekeyAt)
+	a.Time(&c.dieAt)
 }
 
 // archiveWaiting is a task in the queue.
