@@ -245,6 +245,7 @@ var algorithms = []Algorithm{
 	{Transform: Transform{TransformKE, KEMODP1536, 0}, Name: "modp1536", Standing: StandingLegacy, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMODP1024, 0}, Name: "modp1024", Standing: StandingLegacy, Use: UseIKE | UseESP},
 	// draft-ietf-ipsecme-ikev2-mlkem. FIPS 203 recommends ML-KEM-768 as the default.
+	{Transform: Transform{TransformKE, KEMLKEM512, 0}, Name: "mlkem512", Standing: StandingMay, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMLKEM768, 0}, Name: "mlkem768", Standing: StandingMay, Use: UseIKE | UseESP},
 	{Transform: Transform{TransformKE, KEMLKEM1024, 0}, Name: "mlkem1024", Standing: StandingMay, Use: UseIKE | UseESP},
 

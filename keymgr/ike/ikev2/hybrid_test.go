@@ -307,3 +307,16 @@ func TestFollowUpsThatCross(t *testing.T) {
 		}
 	}
 }
+
+func TestEachParameterSetOfMLKEM(t *testing.T) {
+	for _, set := range []string{"mlkem512", "mlkem768", "mlkem1024"} {
+		want := "aes128gcm16-prfsha256-x25519-ke1_" + set
+		n, web, db := connected(t, 1, func(w, d *iketest.Side) { w.IKE = []string{want}; d.IKE = w.IKE })
+		web.Do(ike.RekeyIKE{})
+		n.Run(10 * time.Second)
+		mustBeUp(t, n, web, db)
+		if got := web.Machine().Info().Suite.String(); got != want || len(web.Failures)+len(db.Failures) != 0 {
+			t.Errorf("got %s, want %s; failures %+v", got, want, web.Failures)
+		}
+	}
+}

@@ -57,6 +57,7 @@ var keMethods = []KEMethod{
 	{ID: ipsec.KEMODP4096, Slow: true, InitiatorLen: 512, ResponderLen: 512, ops: modp4096},
 	{ID: ipsec.KEMODP6144, Slow: true, InitiatorLen: 768, ResponderLen: 768, ops: modp6144},
 	{ID: ipsec.KEMODP8192, Slow: true, InitiatorLen: 1024, ResponderLen: 1024, ops: modp8192},
+	{ID: ipsec.KEMLKEM512, InitiatorLen: 800, ResponderLen: 768, ops: mlkem512Group},
 	{ID: ipsec.KEMLKEM768, InitiatorLen: 1184, ResponderLen: 1088, ops: mlkem768},
 	{ID: ipsec.KEMLKEM1024, InitiatorLen: 1568, ResponderLen: 1568, ops: mlkem1024},
 }

@@ -192,7 +192,7 @@ func (ones) Read(p []byte) (int, error) {
 
 // FIPS 203 §7.2: an encapsulation key whose coefficients are not below q.
 func TestMLKEMRefusesAMalformedKey(t *testing.T) {
-	for _, id := range []uint16{ipsec.KEMLKEM768, ipsec.KEMLKEM1024} {
+	for _, id := range []uint16{ipsec.KEMLKEM512, ipsec.KEMLKEM768, ipsec.KEMLKEM1024} {
 		m := method(t, id)
 		if _, _, err := m.Respond(rand.Reader, bytes.Repeat([]byte{0xff}, m.InitiatorLen)); !errors.Is(err, ErrPeerPublic) {
 			t.Errorf("method %d: got error %v", id, err)
@@ -202,17 +202,25 @@ func TestMLKEMRefusesAMalformedKey(t *testing.T) {
 
 // Implicit rejection: a forged ciphertext gives another secret, and no error.
 func TestMLKEMImplicitRejection(t *testing.T) {
-	m := method(t, ipsec.KEMLKEM768)
-	pair, err := m.Generate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ciphertext, shared, err := m.Respond(nil, pair.Public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ciphertext[0] ^= 1
-	if s, err := pair.Shared(ciphertext); err != nil || s.Equal(shared) || s.Len() != 32 {
-		t.Errorf("got a secret of %d octets, error %v", s.Len(), err)
+	for _, id := range []uint16{ipsec.KEMLKEM512, ipsec.KEMLKEM768, ipsec.KEMLKEM1024} {
+		m := method(t, id)
+		pair, err := m.Generate(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ciphertext, shared, err := m.Respond(nil, pair.Public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := pair.Shared(ciphertext); err != nil || !s.Equal(shared) {
+			t.Errorf("method %d: the ends have different secrets, error %v", id, err)
+		}
+		ciphertext[0] ^= 1
+		if s, err := pair.Shared(ciphertext); err != nil || s.Equal(shared) || s.Len() != 32 {
+			t.Errorf("method %d: got a secret of %d octets, error %v", id, s.Len(), err)
+		}
+		if _, err := pair.Shared(ciphertext[1:]); !errors.Is(err, ErrPeerPublic) {
+			t.Errorf("method %d: a short ciphertext: got error %v", id, err)
+		}
 	}
 }
