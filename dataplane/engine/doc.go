@@ -2,7 +2,8 @@
 // (outbound) and sockets to TUN (inbound), between the SPD and the SAD.
 //
 // One goroutine runs each TUN queue and each socket, from reading a batch to
-// writing it: there is no queue between cores. What they share is read through
+// writing it: there is no queue between cores. With several TUN queues there are as
+// many sockets for ESP, among which the kernel chooses by SPI. What they share is read through
 // one atomic pointer (state), which the control side replaces as a whole; its
 // stamp makes every cached decision stale. Control calls take Engine.mu.
 //

@@ -12,7 +12,7 @@ import (
 type Config struct {
 	Name     string // of the nftables table; default "worker"
 	Device   string // TUN device; default "tst0"
-	Queues   int    // of the TUN; default 1
+	Queues   int    // of the TUN, each with sockets of its own; default 1
 	Table    int    // routing table; default 7400
 	Priority int    // of the first of three ip rules; default 7400
 

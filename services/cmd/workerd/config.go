@@ -18,7 +18,7 @@ type options struct {
 	Metrics    string        `koanf:"metrics" help:"host:port for /metrics, /healthz and /debug/pprof; empty for none"`
 	Device     string        `koanf:"device" help:"name of the TUN device"`
 	Report     time.Duration `koanf:"report" help:"time between counter reports to the key manager"`
-	Queues     int           `koanf:"queues" help:"queues of the TUN device"`
+	Queues     int           `koanf:"queues" help:"queues of the TUN device, each with sockets and goroutines of its own"`
 	MTU        int           `koanf:"mtu" help:"MTU of the network below; 0: as its interfaces say"`
 	FailClosed bool          `koanf:"fail-closed" help:"whatever policy says: before the first start (with 'workerd block') and after a clean stop too, what policy protects stays blocked until the next start or cleanup; after a crash it always does"`
 	TLS        config.TLS    `koanf:"tls"`
