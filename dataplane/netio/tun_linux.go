@@ -26,6 +26,7 @@ type TunFeatures struct {
 type DeviceTun struct {
 	file *os.File
 	conn syscall.RawConn
+	out  *DeviceTun // what it writes to, when not to itself: see OpenTun
 
 	// The state of the read under way. The function given to RawConn is made
 	// once, because a closure per call would allocate.
@@ -39,6 +40,10 @@ type DeviceTun struct {
 
 // OpenTun makes a TUN device with so many queues, or fewer when the kernel has no
 // more. A queue lives as long as it is open; the device goes with its last queue.
+//
+// Linux moves a flow to the queue that its answers were written to, while packets of
+// it may be in the old one, and they overtake each other. So several queues write to
+// one more, which is detached: then flows stay where their hash puts them.
 func OpenTun(name string, queues int) ([]*DeviceTun, TunFeatures, error) {
 	var out []*DeviceTun
 	var features TunFeatures
@@ -56,10 +61,34 @@ func OpenTun(name string, queues int) ([]*DeviceTun, TunFeatures, error) {
 		}
 		out, features = append(out, q), f
 		if queues == 1 {
-			break
+			return out, features, nil
 		}
 	}
-	return out, features, nil
+	return out, features, writeDetached(name, out)
+}
+
+func writeDetached(name string, queues []*DeviceTun) error {
+	w, _, err := openQueue(name, true)
+	if err == nil {
+		var req *unix.Ifreq
+		if req, err = unix.NewIfreq(name); err == nil {
+			req.SetUint16(unix.IFF_DETACH_QUEUE)
+			ctl := w.conn.Control(func(fd uintptr) { err = unix.IoctlIfreq(int(fd), unix.TUNSETQUEUE, req) })
+			err = errors.Join(err, ctl)
+		}
+	}
+	if err != nil {
+		for _, q := range append(queues, w) {
+			if q != nil {
+				_ = q.Close()
+			}
+		}
+		return fmt.Errorf("detached queue of TUN device %s: %w; with one queue it needs none", name, err)
+	}
+	for _, q := range queues {
+		q.out = w
+	}
+	return nil
 }
 
 func openQueue(name string, multi bool) (*DeviceTun, TunFeatures, error) {
@@ -174,7 +203,11 @@ type DeviceWriter struct {
 
 // Writer implements Tun.
 func (t *DeviceTun) Writer() TunWriter {
-	w := &DeviceWriter{t: t, iov: make([]unix.Iovec, 0, 2+MaxSegments)}
+	to := t
+	if t.out != nil {
+		to = t.out
+	}
+	w := &DeviceWriter{t: to, iov: make([]unix.Iovec, 0, 2+MaxSegments)}
 	w.write = w.writev
 	return w
 }
@@ -212,6 +245,11 @@ func (w *DeviceWriter) writev(fd uintptr) bool {
 
 // Close implements Tun.
 func (t *DeviceTun) Close() error {
+	if t.out != nil {
+		if err := t.out.Close(); err != nil {
+			return err
+		}
+	}
 	if err := t.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}
