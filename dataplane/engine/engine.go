@@ -233,7 +233,7 @@ func (e *Engine) sender(socket, worker int) netio.Sender {
 	first := e.cfg.Sockets[socket]
 	var like []netio.Conn
 	for _, s := range e.cfg.Sockets {
-		if s.IPv6 == first.IPv6 && s.Port == first.Port && s.AH == first.AH {
+		if s.IPv6 == first.IPv6 && s.Port == first.Port && s.AH == first.AH && s.TCP == first.TCP {
 			like = append(like, s.Conn)
 		}
 	}
