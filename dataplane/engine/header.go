@@ -57,6 +57,9 @@ func (e *Engine) dress(p *path, sa *ipsec.SA, h ipsec.OuterHeader) error {
 	if sa.Protocol != ipsec.ProtocolESP || !sa.Local.Is4() || h.DF != ipsec.DFCopy && h.DF != ipsec.DFClear {
 		return nil
 	}
+	if sa.Encap != nil && sa.Encap.TCP { // a stream has no DF of ours
+		return nil
+	}
 	if e.cfg.Clear[0] == nil {
 		return fmt.Errorf("%w: the rule copies or clears DF, and there is no socket for whole packets", backend.ErrNotUsable)
 	}

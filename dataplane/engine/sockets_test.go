@@ -63,7 +63,7 @@ func TestUDPAndTCPOfOnePortAreKeptApart(t *testing.T) {
 	}
 	aNet, bNet := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	h := &host{Engine: e, addr: aa}
-	for _, outer := range []ipsec.OuterHeader{{}} {
+	for _, outer := range []ipsec.OuterHeader{{}, {DF: ipsec.DFCopy}} {
 		rule := ipsec.Rule{
 			Name: "r", Weight: 1, Direction: ipsec.Both, Action: ipsec.ActionSecure, Peer: "p",
 			Selector: ipsec.Selector{Local: ipsec.PrefixSelector(aNet), Remote: ipsec.PrefixSelector(bNet)},
