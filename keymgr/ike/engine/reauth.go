@@ -26,7 +26,7 @@ type reauth struct {
 
 // reauthenticate starts it, unless it is under way. A machine that is left alone
 // asks again.
-func (n *node) reauthenticate(c *cell) {
+func (n *node) reauthenticate(c *cell, at ike.Path) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peers[c.peer]
@@ -40,7 +40,11 @@ func (n *node) reauthenticate(c *cell) {
 	profile := n.profiles[c.peer]
 	path, ok := ike.Path{}, false
 	if profile != nil {
-		path, ok = n.path(profile, 0)
+		// A peer that moved (RFC 4555), or that the policy gives no address, is where it
+		// is; but only its own end can open another TCP connection from there.
+		if path, ok = n.path(profile, 0); (!ok || profile.Mobike) && !at.TCP {
+			path, ok = at, true
+		}
 	}
 	if len(rules) == 0 || !ok {
 		// There is nothing to take over, or no way to the peer but its own: traffic,
@@ -57,6 +61,7 @@ func (n *node) reauthenticate(c *cell) {
 	n.cells[x] = true
 	n.e.stats.machines.Add(1)
 	p.connecting = x
+	n.tellAddresses(x)
 	for _, rule := range slices.Sorted(maps.Keys(rules)) {
 		x.post(ike.CreateChild{Rule: rule})
 	}

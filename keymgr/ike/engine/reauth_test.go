@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/cred"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/push"
 )
 
 // moody secrets can be taken away, or changed for one of the ends.
@@ -101,6 +103,45 @@ func TestReauthenticationThatFailsEndsTheOldIKESA(t *testing.T) {
 		p.after(70 * time.Minute)
 		if sas := p.list(t, engine.Filter{}); len(p.a.sas)+len(p.b.sas) != 0 {
 			t.Errorf("left are %d and %d SAs: %+v", len(p.a.sas), len(p.b.sas), sas)
+		}
+	})
+}
+
+// After authenticating anew a node can move as before (RFC 4555): the machine that
+// took over knows its addresses.
+func TestANodeMovesAfterReauthentication(t *testing.T) {
+	s := &moody{}
+	inPair(t, 1, func(c *engine.Config) { c.Secrets = s }, func(t *testing.T, p *pair) {
+		for _, end := range [][4]string{{"a", "192.0.2.1", "b", "192.0.2.2"}, {"b", "192.0.2.2", "a", "192.0.2.1"}} {
+			x := policy(t, end[0], end[1], end[2], end[3], 1)
+			x.Peers[0].Reauth, x.Peers[0].Mobike = time.Hour, true
+			if end[0] == "b" {
+				x.Peers[0].Remote = nil // a node that roams
+			}
+			x.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:" + end[0]}}
+			p.e.SetPolicy(end[0], x)
+		}
+		move := func(to string) {
+			a := netip.MustParseAddr(to)
+			p.a.lab.hosts[a] = p.a
+			p.a.report(push.Addresses{Local: []netip.Addr{a}})
+			p.after(10 * time.Second)
+			if sas := p.list(t, engine.Filter{Node: "a"}); len(sas) != 1 || sas[0].Path.Local.Addr() != a {
+				t.Errorf("IKE SAs %+v, want one from %s", sas, a)
+			}
+		}
+		p.a.acquire(1)
+		p.after(5 * time.Second)
+		before := p.list(t, engine.Filter{Node: "a"})
+		move("192.0.2.77")
+		p.after(time.Hour)
+		after := p.list(t, engine.Filter{Node: "a"})
+		if len(before) != 1 || len(after) != 1 || after[0].LocalSPI == before[0].LocalSPI {
+			t.Errorf("before %+v, after %+v; want another IKE SA", before, after)
+		}
+		move("192.0.2.78")
+		for _, a := range []string{"192.0.2.77", "192.0.2.78"} { // each host is closed once
+			delete(p.a.lab.hosts, netip.MustParseAddr(a))
 		}
 	})
 }

@@ -193,7 +193,9 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 	case ike.NeedKE:
 		s.exchangeKeys(c, f)
 	case ike.Reauthenticate:
-		n.reauthenticate(c)
+		if info, ok := s.info(c); ok {
+			n.reauthenticate(c, info.Path)
+		}
 	case ike.NeedAuthorities:
 		s.findAuthorities(c, f)
 	case ike.NeedSignature:
