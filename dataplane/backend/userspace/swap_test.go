@@ -64,7 +64,7 @@ func TestASwapOfPolicyLosesAndLeaksNothing(t *testing.T) {
 			t.Errorf("%d frames of kind %s on the wire; want protected ones only", count, kind)
 		}
 	}
-	if n < 3 {
+	if n < 2 { // under the race detector one takes a second
 		t.Errorf("%d swaps while traffic flowed; want more", n)
 	}
 }

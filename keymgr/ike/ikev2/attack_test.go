@@ -305,7 +305,7 @@ func TestAttackNumbersFromTheWire(t *testing.T) {
 // too long, or that a log or a shell understands.
 func TestAttackHostileText(t *testing.T) {
 	for _, id := range []string{
-		"$(reboot)`reboot`;reboot", "web\nlevel=ERROR msg=forged", "\x1b[2J\x1b]0;owned\x07", "%n%s%x", strings.Repeat("a", 20000), "web\x00db",
+		"$(reboot)`reboot`;reboot", "web\nlevel ERROR msg forged", "\x1b[2J\x1b]0;owned\x07", "%n%s%x", strings.Repeat("a", 20000), "web\x00db",
 	} {
 		n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) { w.LocalID = id })
 		web.Connect("rule", nil)
