@@ -227,6 +227,30 @@ func TestFailClosedStaysClosedAfterAStop(t *testing.T) {
 	}
 }
 
+// A worker that stops before it had a policy cannot say whether the one of its
+// predecessor, or of "workerd block", was fail-closed: it leaves what it took over.
+func TestAStopBeforeAnyPolicyLeavesWhatWasTakenOver(t *testing.T) {
+	l := newLab(t)
+	before := l.a.hostState()
+	p := l.a.policy(ipsec.ActionPermit, secureRule(ipsec.ModeTransport, l.a.v4, l.b.v4))
+	p.FailClosed = true
+	l.a.startWorker(Config{})
+	l.a.worker.do("policy", p)
+	l.a.worker.do("close", nil)
+	l.a.startWorker(Config{})
+	l.a.worker.do("close", nil)
+	stop := l.b.sniff()
+	if out, err := l.a.try("ping", "-c", "1", "-W", "0.3", l.b.v4.String()); err == nil {
+		t.Errorf("a ping was answered after a stop without a policy:\n%s", out)
+	}
+	if seen := stop(); seen["other-1"] != 0 {
+		t.Errorf("ICMP in clear: %v", seen)
+	}
+	c := l.a.child("worker")
+	c.do("cleanup", Config{})
+	l.a.sameState(before)
+}
+
 func TestAFailedStartLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	l.b.startWorker(Config{})

@@ -30,6 +30,7 @@ type Backend struct {
 
 	addresses *addressWatch
 	streams   []*netio.Streams
+	adopted   bool // a predecessor's rules were there
 
 	mu     sync.Mutex
 	policy *ipsec.NodePolicy
@@ -66,11 +67,11 @@ func Start(ctx context.Context, cfg Config) (*Backend, error) {
 	if err := ctx.Err(); err != nil {
 		return fail(err)
 	}
-	adopted, err := leftover(&b.cfg)
-	if err != nil {
+	var err error
+	if b.adopted, err = leftover(&b.cfg); err != nil {
 		return fail(err)
 	}
-	if adopted {
+	if b.adopted {
 		cfg.Log.Info("took over what a predecessor left on the host", "device", cfg.Device, "table", cfg.nftTable())
 	}
 	queues, tunFeatures, err := netio.OpenTun(cfg.Device, cfg.Queues)
@@ -91,7 +92,7 @@ func Start(ctx context.Context, cfg Config) (*Backend, error) {
 		return fail(err)
 	}
 	undo = append(undo, func() error {
-		if adopted {
+		if b.adopted {
 			return nil // as it was
 		}
 		return removeRouting(&b.cfg)
@@ -370,7 +371,7 @@ func (b *Backend) Close() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		var errs []error
-		if !b.cfg.FailClosed && (b.policy == nil || !b.policy.FailClosed) {
+		if !b.staysClosed() {
 			// The capture rules go before the TUN, so that nothing is dropped
 			// that would go in clear a moment later anyway.
 			errs = append(errs, removeRuleset(&b.cfg), removeRouting(&b.cfg))
@@ -384,6 +385,16 @@ func (b *Backend) Close() error {
 		b.err = errors.Join(errs...)
 	})
 	return b.err
+}
+
+// staysClosed reports whether Close leaves the rules: where policy or the
+// configuration wants it, and where no policy came that could say whether the one of
+// the rules that were taken over does.
+func (b *Backend) staysClosed() bool {
+	if b.policy == nil {
+		return b.cfg.FailClosed || b.adopted
+	}
+	return b.cfg.FailClosed || b.policy.FailClosed
 }
 
 // Block puts on the host what a worker that was killed leaves there: what the policy
