@@ -79,7 +79,7 @@ func (a *acquires) add(stamp uint64, rule *ipsec.Rule, flow ipsec.Flow, data []b
 	q := a.byKey[key]
 	if q != nil && !q.failed.IsZero() {
 		switch {
-		case now.Before(q.clear):
+		case rule.Template.FallbackClear && now.Before(q.clear):
 			return packet.WhyOK, false
 		case now.Sub(q.failed) < holdDown:
 			return packet.WhyAcquireFail, false
