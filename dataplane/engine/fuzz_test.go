@@ -108,6 +108,9 @@ func FuzzTun(f *testing.F) {
 	} {
 		add(netio.Packet{Data: train.Data, Offload: o})
 	}
+	short := bytes.Clone(train.Data)
+	short[20+12] = 2 << 4 // a TCP header of 8 octets
+	add(netio.Packet{Data: short, Offload: netio.Offload{GSO: netio.GSOTCP4, Segment: 1}})
 	w, c, in, _ := outAndIn(f, ipsec.ModeTunnel)
 	tun := &swallowed{}
 	in.gro.init(tun, &in.counts, true)

@@ -60,14 +60,16 @@ func newTrain(b []byte, h *packet.Header, o *netio.Offload, room []byte) (train,
 		if len(b) < int(h.Upper)+20 {
 			return t, packet.WhyTruncated
 		}
-		upper = int(b[h.Upper+12]>>4) * 4
+		if upper = int(b[h.Upper+12]>>4) * 4; upper < 20 {
+			return t, packet.WhyTruncated
+		}
 	case h.Protocol == packet.ProtoUDP && o.GSO == netio.GSOUDP:
 	default:
 		return t, packet.WhyUnsupported
 	}
 	t.gso = o.GSO
 	t.headLen = int(h.Upper) + upper
-	if t.headLen > len(room) || t.headLen >= len(b) || upper < 8 {
+	if t.headLen > len(room) || t.headLen >= len(b) {
 		return t, packet.WhyTruncated
 	}
 	t.head = room[:copy(room, b[:t.headLen])]
