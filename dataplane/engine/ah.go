@@ -35,7 +35,7 @@ func (w *outWorker) authenticate(o *outSA, b []byte, h *packet.Header, off *neti
 	} else {
 		add = p.outer.Len() + s.HeaderLen(outerVersion(p))
 	}
-	if known := p.known(w.now); known != 0 && p.tooBigFor(t.largest(), known-add, packet.DF(b)) {
+	if known := p.known(w.now); known != 0 && p.tooBigFor(t.largest(), known-add, packet.DF(b) && !w.whole) {
 		w.tooBig(b, h, known-add)
 		return
 	}

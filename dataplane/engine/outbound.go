@@ -57,6 +57,7 @@ type outWorker struct {
 	icmp   [packet.TooBigLen]byte
 
 	fragments reassembler
+	whole     bool // the packet at hand was fragments, which its source has cut to the path
 	counts    counts
 }
 
@@ -133,7 +134,9 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 	}
 	if h.Fragment() && (r.why == packet.WhyFragment || r.verdict.Action == ipsec.ActionSecure && !r.carriesFragments(s)) {
 		if whole := w.fragments.add(0, b, h, w.now); whole != nil {
+			w.whole = true
 			w.packet(whole, netio.Offload{})
+			w.whole = false
 		}
 		return
 	}
@@ -239,7 +242,7 @@ func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Off
 		w.counts.add(why, uint64(max(t.count, 1)))
 		return
 	}
-	if mtu := o.innerMTU(p, s, o.SA().Mode, w.now); p.tooBigFor(t.largest(), mtu, packet.DF(b)) {
+	if mtu := o.innerMTU(p, s, o.SA().Mode, w.now); p.tooBigFor(t.largest(), mtu, packet.DF(b) && !w.whole) {
 		w.tooBig(b, h, mtu)
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/dataplane/netio"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
@@ -40,4 +41,25 @@ func TestPathMTUIsBoundedAndForgotten(t *testing.T) {
 	if got := p.known(later); got != 1450 {
 		t.Errorf("MTU %d, want 1450: what was known is forgotten", got)
 	}
+}
+
+// IPv6 fragments that had to be made whole here are sent on whatever their length: their
+// source has cut them to the path, and could do nothing about a packet that is too big.
+func TestWhatWasMadeWholeIsNotTooBig(t *testing.T) {
+	a, b := twoHosts(t, true)
+	a.policy(t, ipsec.ModeTransport, single(a.addr), single(b.addr))
+	b.policy(t, ipsec.ModeTransport, single(b.addr), single(a.addr))
+	join(t, saSpec{mode: ipsec.ModeTransport, encap: true, suite: "aes128gcm16"}, a, b, single(a.addr), single(b.addr))
+	a.PathMTU(b.addr, 1300)
+	whole := udp(netip.AddrPortFrom(a.addr, 5), netip.AddrPortFrom(b.addr, 6), pattern(4000))
+	for _, f := range cut(whole, 1024) {
+		a.tun.ToEngine <- netio.Packet{Data: f}
+	}
+	waitFor(t, func() bool { return len(b.tun.FromEngine) == 1 || a.why(packet.WhyTooBig) != 0 })
+	if n := a.why(packet.WhyTooBig); n != 0 {
+		t.Errorf("%d packets that were made whole were too big", n)
+	}
+	// One that was whole all along is another matter.
+	a.tun.ToEngine <- netio.Packet{Data: whole}
+	waitFor(t, func() bool { return a.why(packet.WhyTooBig) == 1 })
 }
