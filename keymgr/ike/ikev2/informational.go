@@ -183,7 +183,7 @@ func (m *Machine) closing(c *child) bool {
 // deletedIKE is the peer's delete of the IKE SA. A rekey of the peer that
 // crossed ours, and of which ours is now forgotten, takes the CHILD SAs.
 func (m *Machine) deletedIKE() {
-	if t := m.task; t != nil && t.crossIKE != nil {
+	if t := m.task; t != nil && t.crossIKE != nil && t.crossIKE.machine != nil {
 		m.task = nil
 		m.handOver(t.crossIKE.machine, false)
 		m.end("rekeyed")
