@@ -34,3 +34,16 @@ func TestIKESADeletedBeforeTheFollowUpOfACrossedRekey(t *testing.T) {
 		t.Errorf("web still has an IKE SA, and %d SAs\n%s", len(web.SAs), n.LadderText(0))
 	}
 }
+
+// The initiator moves while the responder rekeys the IKE SA: the update was meant for
+// the old IKE SA, and the new one needs it.
+func TestMoveThatCrossesAnIKERekey(t *testing.T) {
+	for _, pause := range []time.Duration{0, 2 * time.Millisecond, 7 * time.Millisecond} {
+		n, web, db := mobile(t, nil)
+		db.Do(ike.RekeyIKE{})
+		n.Run(pause)
+		web.Readdress("10.0.9.1")
+		n.Run(time.Minute)
+		between(t, n, web, db, "10.0.9.1", "10.0.0.2")
+	}
+}

@@ -266,6 +266,9 @@ func (m *Machine) handOver(next *Machine, closing bool) {
 			next.queue = append(next.queue, m.queue[i])
 		}
 	}
+	if t := m.task; t != nil && (t.kind == taskUpdate || t.kind == taskAnnounce || t.kind == taskRoutability) {
+		next.queue = append(next.queue, task{kind: t.kind}) // the peer takes the one under way for the old IKE SA
+	}
 	m.children, m.drains, m.queue = nil, nil, nil
 	m.state, m.endAt = stateReplaced, m.now.Add(replacedTime)
 	m.emit(ike.Spawn{Machine: next})
