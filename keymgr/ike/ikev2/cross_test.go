@@ -47,3 +47,43 @@ func TestMoveThatCrossesAnIKERekey(t *testing.T) {
 		between(t, n, web, db, "10.0.9.1", "10.0.0.2")
 	}
 }
+
+// A policy that takes the PPK away in the middle of a handshake that uses it.
+func TestPPKThatLeavesThePolicyMeanwhile(t *testing.T) {
+	for _, who := range []string{"web", "db"} {
+		for _, answers := range []int{1, 2, 3} {
+			n, web, db := iketest.Pair(t, 1, nil)
+			for _, h := range []*iketest.Host{web, db} {
+				h.Policy.Peers[0].PPK = &ipsec.PPK{ID: "a", Secret: "file:ppk"}
+				h.Secrets["file:ppk"] = []string{"postquantum"}
+			}
+			h := map[string]*iketest.Host{"web": web, "db": db}[who]
+			count := 0
+			h.Answer = func(e ike.Effect, ev ike.Event) ike.Event {
+				if _, ok := e.(ike.NeedPSK); ok {
+					if count++; count == answers {
+						without := *h.Policy
+						without.Peers = append([]ipsec.Peer(nil), h.Policy.Peers...)
+						without.Peers[0].PPK = nil
+						h.Policy = &without
+						h.Answer = nil
+						m := h.Machine()
+						n.AnswerDelay = func() time.Duration { return 10 * time.Millisecond }
+						defer h.Tell(m, ike.PolicyChanged{Policy: h.Policy})
+					}
+				}
+				return ev
+			}
+			web.Connect("rule", nil)
+			n.Run(2 * time.Minute)
+			if who == "web" { // it begins anew
+				mustBeUp(t, n, web, db)
+				if got := web.Machine().Info().PPK; count >= answers && got != "" {
+					t.Errorf("after %d answers: PPK %q is used", answers, got)
+				}
+			} else if count >= answers {
+				mustBeEmpty(t, web, db)
+			}
+		}
+	}
+}

@@ -1,19 +1,23 @@
 package ikev2
 
 import (
+	"reflect"
 	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
 )
 
 // policyChanged keeps what the new policy still allows, and closes the rest.
 func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 	m.policy, m.restored = policy, false
-	for i := range m.candidates {
-		if p, ok := peerByName(policy, m.candidates[i].Name); ok {
-			m.candidates[i] = p
+	var candidates []ipsec.Peer
+	for _, c := range m.candidates {
+		if p, ok := peerByName(policy, c.Name); ok {
+			candidates = append(candidates, p)
 		}
 	}
+	m.candidates = candidates
 	if m.peer.Name == "" {
 		return
 	}
@@ -22,7 +26,12 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 		m.terminate("the policy has changed: peer " + m.peer.Name + " is gone or has other identities")
 		return
 	}
+	old := m.peer
 	m.peer = p
+	if m.state == stateConnecting && !reflect.DeepEqual([]any{old.Auth, old.PPK, old.Proposals}, []any{p.Auth, p.PPK, p.Proposals}) {
+		m.beginAnew()
+		return
+	}
 	if m.state != stateEstablished {
 		return
 	}
@@ -38,6 +47,15 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 			m.fill(c)
 		}
 	}
+}
+
+// beginAnew ends a handshake: what was agreed and proven so far was so under a
+// profile that is not in force any more.
+func (m *Machine) beginAnew() {
+	if m.initiator {
+		m.emit(ike.Spawn{Machine: m.startOver(0, 0)})
+	}
+	m.end("the policy has changed: authentication or suites of peer " + m.peer.Name)
 }
 
 // keeps reports whether a CHILD SA is still what its rule asks for.
