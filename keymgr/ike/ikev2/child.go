@@ -155,6 +155,10 @@ func (m *Machine) installOut(c *child) uint64 {
 func (m *Machine) up(c *child) {
 	c.state, c.reported = childUp, true
 	m.emit(ike.ChildUp{Child: c.Child})
+	if !m.restored && !m.keeps(c) { // it was agreed on before the policy changed
+		m.deleteChild(c.ID, "the policy has changed: rule "+c.Rule)
+		return
+	}
 	m.fill(c)
 }
 

@@ -87,3 +87,24 @@ func TestPPKThatLeavesThePolicyMeanwhile(t *testing.T) {
 		}
 	}
 }
+
+// A rule that goes, or wants another suite, while its CHILD SA is being negotiated.
+func TestPolicyThatChangesMeanwhileIsEnforced(t *testing.T) {
+	for _, initiator := range []string{"web", "db"} {
+		n, web, db := connected(t, 1, func(w, d *iketest.Side) {
+			w.ESP, d.ESP = []string{"aes128gcm16-modp2048"}, []string{"aes128gcm16-modp2048"}
+		})
+		h := map[string]*iketest.Host{"web": web, "db": db}[initiator]
+		h.Do(ike.RekeyChild{Child: h.Children()[0].ID})
+		n.Run(7 * time.Millisecond)
+		without := *web.Policy
+		without.Rules = nil
+		without.Index()
+		web.Policy = &without
+		web.Do(ike.PolicyChanged{Policy: web.Policy})
+		n.Run(time.Minute)
+		if len(web.SAs) != 0 || len(web.Children()) != 0 {
+			t.Errorf("%s rekeys: web has %d SAs of a rule that is gone\n%s", initiator, len(web.SAs), n.LadderText(0))
+		}
+	}
+}
