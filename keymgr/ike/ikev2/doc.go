@@ -27,8 +27,8 @@
 // Limitations: a peer that wants EAP gets AUTHENTICATION_FAILED. Certificates are
 // X.509 in CERT payloads: hash-and-URL and raw public keys are passed over. A list
 // of authentication methods too long for IKE_SA_INIT is not expected in
-// IKE_INTERMEDIATE (RFC 9593 §3.1). No configuration payload. Windows are of size 1:
-// SET_WINDOW_SIZE is not sent, and that of a peer is not used. A peer is given up
-// after about a minute of retransmissions, which is less than RFC 7296 §2.4 asks for:
+// IKE_INTERMEDIATE (RFC 9593 §3.1). No configuration payload. A peer may have four
+// requests under way, served in order (SET_WINDOW_SIZE); our own are one at a time,
+// whatever the peer's window. A peer is given up after about a minute of retransmissions, which is less than RFC 7296 §2.4 asks for:
 // see retransmit.go. NAT keepalives are the worker's.
 package ikev2

@@ -151,7 +151,7 @@ func TestSmallerFragmentsAfterTimeouts(t *testing.T) {
 	if len(web.Failures)+len(db.Failures) != 0 {
 		t.Errorf("%+v %+v", web.Failures, db.Failures)
 	}
-	if text := n.LadderText(0); !strings.Contains(text, "request 1 { SKF(2/2, 1136) }") || !strings.Contains(text, "request 1 { SKF(1/6, 496) }") ||
+	if text := n.LadderText(0); !strings.Contains(text, "request 1 { SKF(2/2, 1152) }") || !strings.Contains(text, "request 1 { SKF(1/6, 496) }") ||
 		!strings.Contains(text, "response 1 { SKF(1/3, 496) }") {
 		t.Error(text)
 	}

@@ -67,6 +67,7 @@ func (m *Machine) sendAuth(own ownAuth) {
 	}
 	ps = append(ps, own.auth)
 	ps = append(ps, m.tokenPayload(m.spiI, m.spiR)...)
+	ps = append(ps, m.grantWindow())
 	if m.announceOnly {
 		ps = append(ps, &wire.Notify{Message: wire.InitialContact})
 	}
@@ -184,6 +185,7 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}}, own.certPayloads()...)
 	ps = append(ps, own.auth)
 	ps = append(ps, m.tokenPayload(m.spiI, m.spiR)...)
+	ps = append(ps, m.grantWindow())
 	if m.first.ppk.applied {
 		ps = append(ps, &wire.Notify{Message: wire.PPKIdentity}) // RFC 8784 §3: it is used
 	}

@@ -205,6 +205,7 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 	case ike.Restored:
 		m.resume()
 	}
+	m.serveEarly()
 	m.startNext()
 	// Kept no longer than they are needed: they hold datagrams, and this machine may
 	// be one of a hundred thousand.

@@ -62,6 +62,10 @@ func (m *Machine) datagram(ev ike.Datagram) {
 	if m.replay(h, c, ev) {
 		return
 	}
+	if !h.Response() && h.MessageID != m.window.expected {
+		m.keepEarly(h, ev, c)
+		return
+	}
 	if !m.allowed(h) {
 		m.drop(WhyState)
 		return
@@ -174,7 +178,7 @@ func (m *Machine) open(h wire.Header, b []byte) (c content, why string, err erro
 	}
 	c = content{first: sk.Inner, reserved: b[wire.HeaderLen+1], number: sk.Fragment, total: sk.Total}
 	rx := m.rx
-	if !h.Response() && h.MessageID != m.window.expected && m.window.rx != nil {
+	if !h.Response() && h.MessageID < m.window.expected && m.window.rx != nil {
 		rx = m.window.rx
 	}
 	c.inner, err = rx.Open(nil, b[:len(b)-len(sk.Body)], sk.Body)

@@ -126,7 +126,9 @@ func (m *Machine) archive(c *archive.Coder) {
 	}
 	archive.Num(c, &m.window.next)
 	archive.Num(c, &m.window.expected)
+	archive.Num(c, &m.window.size)
 	archiveDatagrams(c, &m.window.reply)
+	archive.Slice(c, &m.window.older, windowSize, archiveDatagrams)
 	c.Bool(&m.frag.agreed)
 	archive.Int(c, &m.frag.limit)
 

@@ -27,6 +27,7 @@ var notSaved = map[string]string{
 	"Machine.restored":     "set by Restore",
 	"Machine.serve":        "the peer sends its request again",
 	"Machine.followUps":    "the peer is told STATE_NOT_FOUND, and starts over",
+	"window.early":         "the peer sends it again",
 	"window.rx":            "until IKE_AUTH only; the one of now otherwise",
 	"Machine.heard":        "resume sets it, spread in time",
 	"Machine.now":          "set by each event",
