@@ -10,7 +10,7 @@ import (
 // A node behind a NAT is known by its identity: others cannot say which address
 // it comes from, and only it can start IKE (RFC 7296 §2.23).
 func TestBehindNAT(t *testing.T) {
-	set := natSet(t, "")
+	set := natSet(t, "", "")
 	all, err := All(set)
 	if err != nil {
 		t.Fatal(err)
@@ -26,16 +26,30 @@ func TestBehindNAT(t *testing.T) {
 
 // RFC 3715 §2.1: AH and NAT are incompatible.
 func TestAHBehindNATIsRefused(t *testing.T) {
-	_, err := All(natSet(t, ", security: [{ah: {integrity: sha256}}]"))
+	_, err := All(natSet(t, ", security: [{ah: {integrity: sha256}}]", ""))
 	if err == nil || !strings.Contains(err.Error(), `rule "all" protects with ah only, and node "branch" is behind a NAT`) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := All(natSet(t, ", security: [{ah: {integrity: sha256}}, {esp: {encryption: aes128gcm16}}]")); err != nil {
+	if _, err := All(natSet(t, ", security: [{ah: {integrity: sha256}}, {esp: {encryption: aes128gcm16}}]", "")); err != nil {
 		t.Errorf("with esp to choose: %v", err)
 	}
 }
 
-func natSet(t *testing.T, more string) *model.Set {
+// RFC 9329 carries ESP and IKE, and nothing else.
+func TestAHOverTCPIsRefused(t *testing.T) {
+	docs := func(security string) *model.Set {
+		return natSet(t, ", security: ["+security+"]", "keyExchange: {tcp: always}, ")
+	}
+	_, err := All(docs("{ah: {integrity: sha256}}"))
+	if err == nil || !strings.Contains(err.Error(), `rule "all" protects with ah only, which cannot travel in TCP`) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := All(docs("{ah: {integrity: sha256}}, {esp: {encryption: aes128gcm16}}")); err != nil {
+		t.Errorf("with esp to choose: %v", err)
+	}
+}
+
+func natSet(t *testing.T, more, exchange string) *model.Set {
 	t.Helper()
 	docs := `apiVersion: testudo/v1
 kind: Node
@@ -60,7 +74,7 @@ spec: {methods: [{psk: {secret: "file:sites.psk"}}]}
 ---
 kind: Policy
 metadata: {name: sites}
-spec: {rules: [{name: all, filters: sites, action: tunnel, authentication: psk}]}
+spec: {` + exchange + `rules: [{name: all, filters: sites, action: tunnel, authentication: psk}]}
 ---
 kind: Assignment
 metadata: {name: branch}

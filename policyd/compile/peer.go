@@ -106,10 +106,14 @@ func ofFamily(all []netip.Addr, is4 bool) []netip.Addr {
 }
 
 // checkNAT refuses AH where it is known not to arrive: a NAT changes the addresses,
-// which AH covers (RFC 3715 §2.1).
+// which AH covers (RFC 3715 §2.1), and TCP carries ESP only (RFC 9329 §1).
 func (b *builder) checkNAT(j job, ref peerRef) {
 	if slices.ContainsFunc(j.action.Template.Proposals, func(p ipsec.Proposal) bool { return p.Protocol != ipsec.ProtocolAH }) {
 		return
+	}
+	if b.policy.KeyExchange.TCP == ipsec.TCPAlways {
+		b.errs.once("tcp "+j.rule.Pos.String(), j.rule.Pos, "",
+			"rule %q protects with ah only, which cannot travel in TCP (RFC 9329), and its policy says tcp: always; want esp in its action's security, or tcp: fallback", j.rule.Name)
 	}
 	for _, n := range []*model.Node{b.node, ref.node} {
 		if n != nil && n.BehindNAT {
