@@ -91,11 +91,12 @@ type shadow struct {
 	installed map[ipsec.SAID]*ipsec.SA
 	spis      map[inKey]bool
 	lease     map[ipsec.SAID]uint64 // end of the last lease
+	leases    map[ipsec.SAID]int    // how many leases it grants
 }
 
 func (e *Engine) plan(ops []backend.Op) (plan, error) {
 	p := plan{paths: map[*ipsec.SA]*path{}}
-	s := shadow{map[ipsec.SAID]bool{}, map[ipsec.SAID]*ipsec.SA{}, map[inKey]bool{}, map[ipsec.SAID]uint64{}}
+	s := shadow{map[ipsec.SAID]bool{}, map[ipsec.SAID]*ipsec.SA{}, map[inKey]bool{}, map[ipsec.SAID]uint64{}, map[ipsec.SAID]int{}}
 	for i, op := range ops {
 		if err := e.check(op, &p, &s); err != nil {
 			return plan{}, &backend.OpError{Index: i, Kind: op.Kind, SA: op.Target(), Err: err}
@@ -160,12 +161,15 @@ func (e *Engine) checkInstall(sa *ipsec.SA, p *plan, s *shadow) error {
 }
 
 func (e *Engine) checkLease(op backend.Op, s *shadow) error {
-	end, esn := s.lease[op.ID], false
+	end, esn, room := s.lease[op.ID], false, sad.MaxLeases
 	switch sa, o := s.installed[op.ID], e.outs[op.ID]; {
 	case sa != nil && sa.Direction == ipsec.Outbound:
 		esn = sa.Suite.ESN
+		if sa.Lease != (ipsec.Lease{}) {
+			room--
+		}
 	case o != nil && !s.removed[op.ID]:
-		end, esn = max(end, o.lease.Last), o.SA().Suite.ESN
+		end, esn, room = max(end, o.lease.Last), o.SA().Suite.ESN, o.LeaseRoom()
 	default:
 		return fmt.Errorf("outbound: %w", backend.ErrNotFound)
 	}
@@ -173,10 +177,13 @@ func (e *Engine) checkLease(op backend.Op, s *shadow) error {
 	switch {
 	case l.First == 0 || l.First >= l.Last || !esn && l.Last > 1<<32:
 		return fmt.Errorf("%w: lease [%d, %d) is empty, starts at 0 or ends past the sequence numbers", backend.ErrNotUsable, l.First, l.Last)
+	case s.leases[op.ID] >= room:
+		return fmt.Errorf("%w: lease [%d, %d): %d leases are waiting already", backend.ErrNotUsable, l.First, l.Last, sad.MaxLeases)
 	case l.First < end:
 		return fmt.Errorf("%w: [%d, %d), granted to %d", backend.ErrOverlap, l.First, l.Last, end)
 	}
 	s.lease[op.ID] = l.Last
+	s.leases[op.ID]++
 	return nil
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
-// maxLeases bounds the leases that wait behind the one in use.
-const maxLeases = 8
+// MaxLeases bounds the leases that wait behind the one in use.
+const MaxLeases = 8
 
 // leases hands out sequence numbers. Several goroutines take from the lease in
 // use without a lock; the lock is for moving on to the next one. A number leaves
@@ -44,8 +44,8 @@ func (l *leases) add(x ipsec.Lease) error {
 		return fmt.Errorf("lease [%d, %d) overlaps or precedes one granted before, which ended at %d: a sequence number would be used twice", x.First, x.Last, l.end)
 	case !l.esn && x.Last > 1<<32: // exclusive: numbers to 2^32-1
 		return fmt.Errorf("lease [%d, %d) ends past the sequence number space, which ends at %d", x.First, x.Last, uint64(1<<32))
-	case len(l.waiting) == maxLeases:
-		return fmt.Errorf("lease [%d, %d): %d leases are waiting already", x.First, x.Last, maxLeases)
+	case len(l.waiting) == MaxLeases:
+		return fmt.Errorf("lease [%d, %d): %d leases are waiting already", x.First, x.Last, MaxLeases)
 	}
 	l.waiting = append(l.waiting, x)
 	l.end = x.Last
@@ -113,6 +113,13 @@ func (l *leases) used() uint64 {
 		}
 	}
 	return l.top
+}
+
+// room is how many leases may still be added.
+func (l *leases) room() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return MaxLeases - len(l.waiting)
 }
 
 // left is how many numbers may still be taken.

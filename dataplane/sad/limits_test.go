@@ -103,7 +103,7 @@ func TestLeasesRefused(t *testing.T) {
 	_, out, _ = outbound(t, func(*ipsec.SA) {})
 	for i := uint64(2); ; i++ {
 		if err := out.AddLease(ipsec.Lease{First: i << 20, Last: (i + 1) << 20}); err != nil {
-			if i < maxLeases || !strings.Contains(err.Error(), "waiting already") {
+			if i < MaxLeases || !strings.Contains(err.Error(), "waiting already") {
 				t.Error(err)
 			}
 			break

@@ -232,3 +232,6 @@ func (o *Outbound) Counters() ipsec.SACounters { return o.counters(o.leases.used
 
 // LeaseLeft is how many sequence numbers may still be taken.
 func (o *Outbound) LeaseLeft() uint64 { return o.leases.left() }
+
+// LeaseRoom is how many leases may still be added.
+func (o *Outbound) LeaseRoom() int { return o.leases.room() }
