@@ -90,7 +90,7 @@ func TestLifetimesInTraffic(t *testing.T) {
 	b.Apply(protectPair(", lifetime: {packets: 1000}"))
 	b.WaitInSync()
 	b.Terminate("a", "b") // an SA keeps the lifetime it was made with
-	probe := b.A.Node.StartProbe(b.B, false, time.Millisecond)
+	probe := b.A.Node.StartProbe(b.B, false, 2*time.Millisecond)
 	lab.WaitFor(t, limit, "three rekeys", func() error {
 		if n := b.rekeyed("a"); n < 3 {
 			return fmt.Errorf("%d so far", n)

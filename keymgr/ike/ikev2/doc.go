@@ -1,8 +1,8 @@
 // Package ikev2 is the IKEv2 machine (RFC 7296): one Machine is one IKE SA and
 // its CHILD SAs. It is pure, as package ike describes.
 //
-// A machine does two things at a time, one for each message window of size 1
-// (RFC 7296 §2.3). A task is an exchange that it initiates: tasks wait in a
+// A machine does two things at a time, one for each message window (RFC 7296
+// §2.3). A task is an exchange that it initiates: tasks wait in a
 // bounded queue, and one is current. A serve is a request of the peer that is
 // being answered. Either may wait for an answer of the engine (a secret, a slow
 // key exchange, an installation); what it then goes on with is in its phase.
