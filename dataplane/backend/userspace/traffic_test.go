@@ -251,6 +251,22 @@ func TestAStopBeforeAnyPolicyLeavesWhatWasTakenOver(t *testing.T) {
 	l.a.sameState(before)
 }
 
+// A policy that is refused opens no port.
+func TestARefusedPolicyDoesNotListen(t *testing.T) {
+	l := newLab(t)
+	l.a.startWorker(Config{})
+	p := l.a.policy(ipsec.ActionSecure) // no default
+	p.Peers = []ipsec.Peer{{Name: "b", TCP: ipsec.TCPAlways}}
+	if _, err := l.a.worker.ask("policy", p); err == nil {
+		t.Fatal("a policy without a default was taken")
+	}
+	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		if got := l.a.run("cat", file); strings.Contains(got, fmt.Sprintf(":%04X", 4500)) {
+			t.Errorf("%s: the worker listens:\n%s", file, got)
+		}
+	}
+}
+
 func TestAFailedStartLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	l.b.startWorker(Config{})

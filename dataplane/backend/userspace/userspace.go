@@ -276,11 +276,13 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	}
 	mtu := innerMTU(p, underlay)
 	start := time.Now()
+	listened := b.policy != nil && usesTCP(b.policy)
 	if err := b.listen(usesTCP(p)); err != nil {
-		return fmt.Errorf("policy %s of node %s has peers that may come over TCP: %w", p.Version, p.Node, err)
+		err = fmt.Errorf("policy %s of node %s has peers that may come over TCP: %w", p.Version, p.Node, err)
+		return errors.Join(err, b.listen(listened))
 	}
 	if err := b.Engine.SetPolicy(ctx, p); err != nil {
-		return err
+		return errors.Join(err, b.listen(listened))
 	}
 	err := netlink.LinkSetMTU(b.link, mtu)
 	b.Engine.SetMTU(mtu)
@@ -290,7 +292,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	if err != nil {
 		err = fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, err)
 		if b.policy != nil {
-			err = errors.Join(err, b.Engine.SetPolicy(ctx, b.policy), b.listen(usesTCP(b.policy)))
+			err = errors.Join(err, b.Engine.SetPolicy(ctx, b.policy), b.listen(listened))
 		}
 		return err
 	}
