@@ -82,8 +82,8 @@ func (c *Config) fill() error {
 		return fmt.Errorf("routing table %d: want a number of its own, not 253 to 255", c.Table)
 	case c.Priority < 1 || c.Priority > 32765-rulesSpan:
 		return fmt.Errorf("ip rule priority %d: want 1 to %d, before the main table", c.Priority, 32765-rulesSpan)
-	case c.Queues < 1 || c.Queues > 256:
-		return fmt.Errorf("%d TUN queues: want 1 to 256", c.Queues)
+	case c.Queues < 1 || c.Queues > 255: // a TUN device has 256, of which one is detached
+		return fmt.Errorf("%d TUN queues: want 1 to 255", c.Queues)
 	case c.MTU != 0 && c.MTU < 576:
 		return fmt.Errorf("underlay MTU %d: want 576 or more", c.MTU)
 	}

@@ -71,8 +71,8 @@ func (o *options) Validate() error {
 	if o.Report < 100*time.Millisecond || o.Report > time.Minute {
 		errs = append(errs, fmt.Errorf("report: got %s, want 100ms to 1m", o.Report))
 	}
-	if o.Queues < 1 || o.Queues > 256 {
-		errs = append(errs, fmt.Errorf("queues: got %d, want 1 to 256", o.Queues))
+	if o.Queues < 1 || o.Queues > 255 { // a TUN device has 256, of which one is detached
+		errs = append(errs, fmt.Errorf("queues: got %d, want 1 to 255", o.Queues))
 	}
 	if o.MTU != 0 && (o.MTU < 1280 || o.MTU > 65535) {
 		errs = append(errs, fmt.Errorf("mtu: got %d, want 0 or 1280 to 65535", o.MTU))

@@ -47,7 +47,7 @@ state: ""
 metrics: y
 device: Eth0
 report: 1ms
-queues: 0
+queues: 256
 mtu: 100
 log: {format: xml}
 `)
@@ -56,7 +56,7 @@ log: {format: xml}
 	}
 	for _, want := range []string{
 		"node: not set", `policyd: got "x"`, "tls.ca: not set, but host:7402", `admin: got "host:1"`, "state: not set", `metrics: got "y"`, `device: got "Eth0"`,
-		"report: got 1ms", "queues: got 0", "mtu: got 100", `log.format: got "xml"`,
+		"report: got 1ms", "queues: got 256", "mtu: got 100", `log.format: got "xml"`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no word of %q in:\n%v", want, err)
