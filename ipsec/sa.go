@@ -87,12 +87,15 @@ type Limit struct {
 
 // Lifetime bounds an SA (RFC 4301 §4.4.2.1). Bytes count the protected payload:
 // the inner packet in tunnel mode, the transport payload in transport mode,
-// without padding. Time counts from installation.
+// without padding. Time counts from installation, use from the first packet that
+// the SA carried.
 type Lifetime struct {
 	Bytes    Limit
 	Packets  Limit
 	TimeSoft time.Duration
 	TimeHard time.Duration
+	UseSoft  time.Duration
+	UseHard  time.Duration
 }
 
 // Encap says that ESP travels in UDP (RFC 3948) or in a TCP connection (RFC
@@ -174,14 +177,15 @@ type SACounters struct {
 	ID      SAID
 	Bytes   uint64 // as Lifetime.Bytes counts
 	Packets uint64
-	Top     uint64 // outbound: highest number used; inbound: top of the replay window
-	Errors  uint64 // packets discarded on this SA
-	Used    time.Time
+	Top     uint64    // outbound: highest number used; inbound: top of the replay window
+	Errors  uint64    // packets discarded on this SA
+	First   time.Time // when it carried its first packet, which Lifetime's use counts from
+	Used    time.Time // when it carried its last
 }
 
 // Expiry is a worker's report that an SA met a limit.
 type Expiry struct {
 	ID    SAID
 	Hard  bool
-	Cause string // time, bytes, packets or lease
+	Cause string // time, use, bytes, packets or lease
 }

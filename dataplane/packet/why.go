@@ -57,6 +57,7 @@ const (
 	WhyHardBytes // a hard limit of the SA's lifetime
 	WhyHardPackets
 	WhyHardTime
+	WhyHardUse
 	WhyRemoved // the SA was removed while the packet was under way
 
 	// The SPD.
@@ -116,6 +117,7 @@ var whyNames = [NumWhys]string{
 	WhyHardBytes:     "hard-bytes",
 	WhyHardPackets:   "hard-packets",
 	WhyHardTime:      "hard-time",
+	WhyHardUse:       "hard-use",
 	WhyRemoved:       "sa-removed",
 	WhyInner:         "inner-selector",
 	WhyBlocked:       "blocked",

@@ -16,14 +16,16 @@ const (
 	softBytes limit = 1 << iota
 	softPackets
 	softTime
+	softUse
 	hardBytes
 	hardPackets
 	hardTime
+	hardUse
 )
 
 var limitCauses = map[limit]string{
-	softBytes: "bytes", softPackets: "packets", softTime: "time",
-	hardBytes: "bytes", hardPackets: "packets", hardTime: "time",
+	softBytes: "bytes", softPackets: "packets", softTime: "time", softUse: "use",
+	hardBytes: "bytes", hardPackets: "packets", hardTime: "time", hardUse: "use",
 }
 
 // common is what inbound and outbound SAs share.
@@ -37,10 +39,14 @@ type common struct {
 	bytes   atomic.Uint64
 	packets atomic.Uint64
 	errors  atomic.Uint64
-	used    atomic.Int64 // Unix nanoseconds of the last packet; 0 for none
+	first   atomic.Int64 // Unix nanoseconds of the first packet; 0 for none
+	used    atomic.Int64 // and of the last
 
-	softAt, hardAt int64 // Unix nanoseconds; 0 for none, softAt also once it has passed
-	heapAt         int   // index in deadlines plus 1; 0 when not there
+	hardAt int64 // Unix nanoseconds; 0 for none
+
+	// SAD.mu guards these.
+	at     [len(timeLimits)]int64 // when each of timeLimits is met, in Unix nanoseconds; 0 for none, and once it is
+	heapAt int                    // index in deadlines plus 1; 0 when not there
 }
 
 func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
@@ -60,19 +66,23 @@ func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
 			}
 		}
 	}
-	if l := sa.Lifetime; l.TimeSoft < 0 || l.TimeHard < 0 {
-		return fmt.Errorf("sad: %s has a negative lifetime (soft %s, hard %s)", sa.ID, l.TimeSoft, l.TimeHard)
+	if l := sa.Lifetime; l.TimeSoft < 0 || l.TimeHard < 0 || l.UseSoft < 0 || l.UseHard < 0 {
+		return fmt.Errorf("sad: %s has a negative lifetime (soft %s, hard %s, in use soft %s, hard %s)", sa.ID, l.TimeSoft, l.TimeHard, l.UseSoft, l.UseHard)
 	}
 	c.sa = *sa
 	c.sa.EncrKey, c.sa.IntegKey = ipsec.Secret{}, ipsec.Secret{}
 	c.events = e
-	if d := sa.Lifetime.TimeSoft; d != 0 {
-		c.softAt = now.Add(d).UnixNano()
-	}
-	if d := sa.Lifetime.TimeHard; d != 0 {
-		c.hardAt = now.Add(d).UnixNano()
-	}
+	c.setAt(softTime, now.UnixNano(), sa.Lifetime.TimeSoft)
+	c.hardAt = c.setAt(hardTime, now.UnixNano(), sa.Lifetime.TimeHard)
 	return nil
+}
+
+// carried notes that the SA carried a packet at now.
+func (c *common) carried(now int64) {
+	c.used.Store(now)
+	if c.first.Load() == 0 && c.first.CompareAndSwap(0, now) && (c.sa.Lifetime.UseSoft != 0 || c.sa.Lifetime.UseHard != 0) {
+		c.events.begin(c)
+	}
 }
 
 // SA is the SA's description, without keys. It must not be changed.
@@ -86,6 +96,12 @@ func (c *common) usable(now int64) packet.Why {
 	if c.hardAt != 0 && now >= c.hardAt {
 		c.meet(hardTime)
 		return packet.WhyHardTime
+	}
+	if d := c.sa.Lifetime.UseHard; d != 0 {
+		if first := c.first.Load(); first != 0 && now-first >= int64(d) {
+			c.meet(hardUse)
+			return packet.WhyHardUse
+		}
 	}
 	return packet.WhyOK
 }
@@ -102,6 +118,8 @@ func (c *common) meet(l limit) {
 		c.die(packet.WhyHardPackets)
 	case hardTime:
 		c.die(packet.WhyHardTime)
+	case hardUse:
+		c.die(packet.WhyHardUse)
 	}
 	if c.raised.Or(uint32(l))&uint32(l) == 0 {
 		c.events.push(ipsec.Expiry{ID: c.sa.ID, Hard: l >= hardBytes, Cause: limitCauses[l]})
@@ -132,6 +150,9 @@ func (c *common) counters(top uint64) ipsec.SACounters {
 		Packets: c.packets.Load(),
 		Top:     top,
 		Errors:  c.errors.Load(),
+	}
+	if t := c.first.Load(); t != 0 {
+		r.First = time.Unix(0, t)
 	}
 	if t := c.used.Load(); t != 0 {
 		r.Used = time.Unix(0, t)

@@ -2,8 +2,12 @@ package sad
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 )
+
+// timeLimits are the limits that time alone meets.
+var timeLimits = [...]limit{softTime, softUse, hardTime, hardUse}
 
 // deadlines orders SAs by their next time limit. SAD.mu guards it.
 type deadlines struct{ h dueHeap }
@@ -14,12 +18,40 @@ func (d *deadlines) add(c *common) {
 	}
 }
 
-// due is the next time limit in Unix nanoseconds, 0 for none.
-func (c *common) due() int64 {
-	if c.softAt != 0 && (c.hardAt == 0 || c.softAt < c.hardAt) {
-		return c.softAt
+// begin adds the limits of SAs that have carried their first packet.
+func (d *deadlines) begin(begun []*common) {
+	for _, c := range begun {
+		if c.dead.Load() != 0 {
+			continue // it has met a hard limit, or is removed
+		}
+		c.setAt(softUse, c.first.Load(), c.sa.Lifetime.UseSoft)
+		c.setAt(hardUse, c.first.Load(), c.sa.Lifetime.UseHard)
+		if c.heapAt != 0 {
+			heap.Fix(&d.h, c.heapAt-1)
+		} else {
+			d.add(c)
+		}
 	}
-	return c.hardAt
+}
+
+// setAt notes that a limit is met after some time, unless that is 0, and returns when.
+func (c *common) setAt(l limit, from int64, after time.Duration) int64 {
+	if after == 0 {
+		return 0
+	}
+	at := from + int64(after)
+	c.at[slices.Index(timeLimits[:], l)] = at
+	return at
+}
+
+// due is the next time limit in Unix nanoseconds, 0 for none.
+func (c *common) due() (next int64) {
+	for _, at := range c.at {
+		if at != 0 && (next == 0 || at < next) {
+			next = at
+		}
+	}
+	return next
 }
 
 func (d *deadlines) remove(c *common) {
@@ -39,14 +71,13 @@ func (d *deadlines) advance(now time.Time) {
 	t := now.UnixNano()
 	for len(d.h) > 0 && d.h[0].due() <= t {
 		c := d.h[0]
-		if c.softAt != 0 && c.softAt <= t {
-			c.meet(softTime)
-			c.softAt = 0
+		for i, l := range timeLimits {
+			if at := c.at[i]; at != 0 && at <= t && c.dead.Load() == 0 {
+				c.meet(l)
+				c.at[i] = 0
+			}
 		}
-		if c.hardAt != 0 && c.hardAt <= t {
-			c.meet(hardTime)
-		}
-		if c.hardAt > t {
+		if c.dead.Load() == 0 && c.due() != 0 {
 			heap.Fix(&d.h, 0)
 			continue
 		}

@@ -12,7 +12,23 @@ import (
 type events struct {
 	mu      sync.Mutex
 	pending []ipsec.Expiry
+	begun   []*common // SAs whose limit in use runs since their first packet, each once
 	wake    chan struct{}
+}
+
+// begin hands an SA to deadlines, which the packet path does not wait for.
+func (e *events) begin(c *common) {
+	e.mu.Lock()
+	e.begun = append(e.begun, c)
+	e.mu.Unlock()
+}
+
+func (e *events) takeBegun() []*common {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := e.begun
+	e.begun = nil
+	return out
 }
 
 func (e *events) push(x ipsec.Expiry) {

@@ -140,7 +140,7 @@ func (in *Inbound) publish(t *tally, now int64) {
 		in.bytes.Store(t.bytes)
 		in.packets.Store(t.packets)
 		in.top.Store(in.window.Top())
-		in.used.Store(now)
+		in.carried(now)
 	}
 }
 

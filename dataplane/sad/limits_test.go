@@ -297,6 +297,97 @@ func TestTimeLimits(t *testing.T) {
 	}
 }
 
+// Use counts from the first packet that was carried, not from installation. A forged
+// one does not count as carried, and the hard limit needs no Advance.
+func TestUseLimits(t *testing.T) {
+	a, b, c := newSA(1, ipsec.Outbound, 0x1000), newSA(2, ipsec.Inbound, 0x1000), newSA(3, ipsec.Inbound, 0x3000)
+	a.Lifetime = ipsec.Lifetime{TimeSoft: time.Hour, UseSoft: 10 * time.Second, UseHard: 20 * time.Second}
+	b.Lifetime = ipsec.Lifetime{UseHard: 15 * time.Second}
+	c.Lifetime = ipsec.Lifetime{UseSoft: time.Second, UseHard: 2 * time.Second} // never used
+	d := install(t, a, b, c)
+	out, in := d.Outbound(1), d.Inbound(2)
+	s := sealer(t, out)
+	due := func(want time.Duration) {
+		t.Helper()
+		if next, ok := d.Deadline(); !ok || !next.Equal(start.Add(want)) {
+			t.Fatalf("deadline %v %v, want %v", next.Sub(start), ok, want)
+		}
+	}
+	send := func(after time.Duration) packet.Why {
+		t.Helper()
+		jobs := sealJobs(s, 4, 100)
+		if n := out.SealBurst(at(after), s, jobs); jobs[0].Why != packet.WhyOK {
+			return jobs[0].Why
+		} else if n != 4 {
+			t.Fatalf("sealed %d of a burst", n)
+		}
+		received := openJobs(jobs)
+		in.OpenBurst(at(after), received)
+		return received[0].Why
+	}
+
+	d.Advance(start.Add(50 * time.Second)) // installed long ago, and not used
+	wantExpiries(t, d)
+	due(time.Hour)
+	forged := []esp.OpenJob{{Packet: openJobs(func() []esp.SealJob {
+		other, _, peer := outbound(t, func(*ipsec.SA) {})
+		jobs := sealJobs(peer, 1, 100)
+		other.Outbound(1).SealBurst(at(0), peer, jobs)
+		jobs[0].Dst[jobs[0].Len-1] ^= 1
+		return jobs
+	}())[0].Packet}}
+	if in.OpenBurst(at(51*time.Second), forged); forged[0].Why != packet.WhyAuth || !in.Counters().First.IsZero() {
+		t.Fatalf("%s, first packet %v", forged[0].Why, in.Counters().First)
+	}
+
+	if why := send(60 * time.Second); why != packet.WhyOK {
+		t.Fatal(why)
+	}
+	due(70 * time.Second)
+	d.Advance(start.Add(70*time.Second - 1))
+	wantExpiries(t, d)
+	d.Advance(start.Add(70 * time.Second))
+	wantExpiries(t, d, ipsec.Expiry{ID: 1, Cause: "use"})
+	due(75 * time.Second)
+	if why := send(75*time.Second - 1); why != packet.WhyOK { // a later packet does not start it anew
+		t.Fatal(why)
+	}
+	if why := send(75 * time.Second); why != packet.WhyHardUse {
+		t.Fatal(why)
+	}
+	wantExpiries(t, d, ipsec.Expiry{ID: 2, Hard: true, Cause: "use"})
+	if why := out.Usable(at(80*time.Second - 1)); why != packet.WhyOK {
+		t.Fatal(why)
+	}
+	if why := send(80 * time.Second); why != packet.WhyHardUse {
+		t.Fatal(why)
+	}
+	wantExpiries(t, d, ipsec.Expiry{ID: 1, Hard: true, Cause: "use"})
+	d.Advance(start.Add(2 * time.Hour))
+	wantExpiries(t, d) // once each; and sa-3 was never used
+	if next, ok := d.Deadline(); ok {
+		t.Fatalf("a deadline is left: %v", next.Sub(start))
+	}
+}
+
+// An SA that is removed, or met another hard limit, between its first packet and the
+// next look at the deadlines has none any more.
+func TestUseOfAnSAThatEnded(t *testing.T) {
+	d, out, s := outbound(t, func(sa *ipsec.SA) { sa.Lifetime = ipsec.Lifetime{UseHard: time.Second, Packets: ipsec.Limit{Hard: 4}} })
+	out.SealBurst(at(0), s, sealJobs(s, 4, 64))
+	if _, ok := d.Deadline(); ok {
+		t.Error("an SA that ended has a deadline")
+	}
+	d, out, s = outbound(t, func(sa *ipsec.SA) { sa.Lifetime = ipsec.Lifetime{UseHard: time.Second} })
+	out.SealBurst(at(0), s, sealJobs(s, 4, 64))
+	if err := d.Apply(start, Batch{Remove: []ipsec.SAID{1}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := d.Deadline(); ok {
+		t.Error("an SA that was removed has a deadline")
+	}
+}
+
 // An expiry wakes whoever waits, and is there when it comes.
 func TestWake(t *testing.T) {
 	d, out, s := outbound(t, func(sa *ipsec.SA) { sa.Lifetime.Packets.Soft = 1 })

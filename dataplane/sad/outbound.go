@@ -158,7 +158,7 @@ func (o *Outbound) Reserve(now int64, jobs []esp.SealJob) int {
 	if served == 0 {
 		return 0
 	}
-	o.used.Store(now)
+	o.carried(now)
 	return o.charge(jobs, served)
 }
 

@@ -202,10 +202,12 @@ func (d *SAD) AppendSAs(dst []ipsec.SA) []ipsec.SA {
 	return dst
 }
 
-// Deadline is when Advance has something to do next.
+// Deadline is when Advance has something to do next. The first packet of an SA may
+// bring it forward.
 func (d *SAD) Deadline() (time.Time, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.deadlines.begin(d.events.takeBegun())
 	return d.deadlines.next()
 }
 
@@ -213,6 +215,7 @@ func (d *SAD) Deadline() (time.Time, bool) {
 func (d *SAD) Advance(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.deadlines.begin(d.events.takeBegun())
 	d.deadlines.advance(now)
 }
 

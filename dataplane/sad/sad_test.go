@@ -124,11 +124,13 @@ func TestTraffic(t *testing.T) {
 	if n := in.OpenBurst(at(3*time.Second), again); n != 0 || again[0].Why != packet.WhyReplay {
 		t.Fatalf("replayed: %d, %s", n, again[0].Why)
 	}
-	want := ipsec.SACounters{ID: 2, Bytes: 1000, Packets: 10, Top: 10, Errors: 10, Used: time.Unix(0, at(2*time.Second))}
+	want := ipsec.SACounters{ID: 2, Bytes: 1000, Packets: 10, Top: 10, Errors: 10}
+	want.First, want.Used = time.Unix(0, at(2*time.Second)), time.Unix(0, at(2*time.Second))
 	if got := in.Counters(); got != want {
 		t.Errorf("inbound %+v, want %+v", got, want)
 	}
-	want = ipsec.SACounters{ID: 1, Bytes: 1000, Packets: 10, Top: 10, Used: time.Unix(0, at(time.Second))}
+	want = ipsec.SACounters{ID: 1, Bytes: 1000, Packets: 10, Top: 10}
+	want.First, want.Used = time.Unix(0, at(time.Second)), time.Unix(0, at(time.Second))
 	if got := out.Counters(); got != want {
 		t.Errorf("outbound %+v, want %+v", got, want)
 	}
@@ -220,6 +222,7 @@ func TestApplyRefuses(t *testing.T) {
 		"want tunnel or transport":  {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Mode = 0 })}},
 		"want in or out":            {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Direction = ipsec.Both })}},
 		"negative lifetime":         {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Lifetime.TimeHard = -1 })}},
+		"in use soft -1ns":          {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.Lifetime.UseSoft = -1 })}},
 		"replay window of 63":       {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.ReplayWindow = 63 })}},
 		"octets of key and salt":    {Install: []*ipsec.SA{change(func(sa *ipsec.SA) { sa.EncrKey = ipsec.Secret{} })}},
 	} {

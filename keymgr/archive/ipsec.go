@@ -76,6 +76,8 @@ func Lifetime(c *Coder, v *ipsec.Lifetime) {
 	limit(c, &v.Packets)
 	Int(c, &v.TimeSoft)
 	Int(c, &v.TimeHard)
+	Int(c, &v.UseSoft)
+	Int(c, &v.UseHard)
 }
 
 // SA is one simplex SA, keys included.

@@ -19,7 +19,7 @@ func (c *counters) restart() {
 	c.before.Bytes += c.last.Bytes
 	c.before.Packets += c.last.Packets
 	c.before.Errors += c.last.Errors
-	c.last = ipsec.SACounters{Used: c.last.Used}
+	c.last = ipsec.SACounters{First: c.last.First, Used: c.last.Used}
 }
 
 func (c *counters) report(now time.Time, r ipsec.SACounters) {
@@ -31,6 +31,9 @@ func (c *counters) report(now time.Time, r ipsec.SACounters) {
 	}
 	if r.Used.Before(c.last.Used) {
 		r.Used = c.last.Used
+	}
+	if !c.last.First.IsZero() {
+		r.First = c.last.First // of the first installation that carried anything
 	}
 	c.last, c.at = r, now
 }

@@ -119,6 +119,37 @@ func TestARestartedWorkerGetsFreshNumbersAndTheOldReplayFloor(t *testing.T) {
 	}
 }
 
+// What an SA may be in use runs on over a worker's restart, from the first packet
+// that any worker reported; that of an SA that carried nothing does not begin.
+func TestUseRunsOnOverARestart(t *testing.T) {
+	life := ipsec.Lifetime{TimeSoft: 30 * time.Minute, TimeHard: time.Hour, UseSoft: 15 * time.Minute, UseHard: 25 * time.Minute}
+	for _, v := range []struct {
+		name  string
+		first time.Time
+		want  ipsec.Lifetime
+	}{
+		{"unused", time.Time{}, ipsec.Lifetime{TimeSoft: 10 * time.Minute, TimeHard: 40 * time.Minute, UseSoft: life.UseSoft, UseHard: life.UseHard}},
+		{"for 10 minutes", epoch.Add(10 * time.Minute), ipsec.Lifetime{TimeSoft: 5 * time.Minute, TimeHard: 15 * time.Minute}},
+		{"for 3 minutes", epoch.Add(17 * time.Minute), ipsec.Lifetime{TimeSoft: 10 * time.Minute, TimeHard: 22 * time.Minute}},
+		{"before it was made, by a clock that is behind", epoch.Add(-time.Hour), ipsec.Lifetime{TimeSoft: 1, TimeHard: 5 * time.Minute}},
+	} {
+		n, w := sadb.New(base), newWorker(1)
+		n.Attach(epoch, 1, nil)
+		sa := inbound(base)
+		sa.Lifetime = life
+		put(t, n, w, sa)
+		n.Report(epoch, ipsec.SACounters{ID: base, First: v.first})
+		if !v.first.IsZero() {
+			n.Report(epoch, ipsec.SACounters{ID: base, First: v.first.Add(time.Minute)}) // of a later installation
+		}
+		w = newWorker(2)
+		w.apply(n.Attach(epoch.Add(20*time.Minute), 2, nil).Ops...)
+		if got := w.sas[base].sa.Lifetime; got != v.want {
+			t.Errorf("%s: got %+v, want %+v", v.name, got, v.want)
+		}
+	}
+}
+
 func TestASAKeptByTheKernelOverARestartGetsAFreshLeaseToo(t *testing.T) {
 	n, w := sadb.New(base), newWorker(1)
 	n.Attach(epoch, 1, nil)

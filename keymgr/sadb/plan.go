@@ -116,10 +116,32 @@ func (e *entry) reinstall(now time.Time) (push.Install, error) {
 	total := e.count.total()
 	sa.Lifetime.Bytes = left(sa.Lifetime.Bytes, total.Bytes)
 	sa.Lifetime.Packets = left(sa.Lifetime.Packets, total.Packets)
-	age := uint64(max(now.Sub(e.since), 0))
-	t := left(ipsec.Limit{Soft: uint64(sa.Lifetime.TimeSoft), Hard: uint64(sa.Lifetime.TimeHard)}, age)
-	sa.Lifetime.TimeSoft, sa.Lifetime.TimeHard = time.Duration(t.Soft), time.Duration(t.Hard)
+	l := &sa.Lifetime
+	l.TimeSoft, l.TimeHard = timeLeft(l.TimeSoft, l.TimeHard, now.Sub(e.since))
+	if first := total.First; !first.IsZero() {
+		// Its use has begun: the rest of it runs from now on, packets or not. The worker's
+		// clock may be wrong, but nothing was sent before the SA was made.
+		if first.Before(e.since) {
+			first = e.since
+		}
+		soft, hard := timeLeft(l.UseSoft, l.UseHard, now.Sub(first))
+		l.TimeSoft, l.TimeHard = sooner(l.TimeSoft, soft), sooner(l.TimeHard, hard)
+		l.UseSoft, l.UseHard = 0, 0
+	}
 	return push.Install{SA: sa}, nil
+}
+
+func timeLeft(soft, hard, age time.Duration) (time.Duration, time.Duration) {
+	t := left(ipsec.Limit{Soft: uint64(soft), Hard: uint64(hard)}, uint64(max(age, 0)))
+	return time.Duration(t.Soft), time.Duration(t.Hard)
+}
+
+// sooner is the lower of two limits, of which 0 means none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
 }
 
 // left is what remains of a limit; 0 means none, so a limit that was passed

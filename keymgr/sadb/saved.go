@@ -88,6 +88,7 @@ func (e *entry) archive(c *archive.Coder) {
 	for _, v := range []*uint64{&total.Bytes, &total.Packets, &total.Errors} {
 		archive.Num(c, v)
 	}
+	c.Time(&e.count.last.First)
 	if c.Reading() {
 		e.count.before = total
 	}

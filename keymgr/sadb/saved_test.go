@@ -98,7 +98,7 @@ func TestResume(t *testing.T) {
 	if _, err := n.Grant(11, SizeESN/2); err != nil {
 		t.Fatal(err)
 	}
-	n.Report(now, ipsec.SACounters{ID: 10, Bytes: 1000, Packets: 10, Top: 99})
+	n.Report(now, ipsec.SACounters{ID: 10, Bytes: 1000, Packets: 10, Top: 99, First: now.Add(-time.Hour)})
 	d.take(n)
 	r := d.resumed(t, 7, 20)
 	if r.Desired() != 2 || r.Installed() != 2 {
@@ -106,6 +106,8 @@ func TestResume(t *testing.T) {
 	}
 	if total, _ := r.Traffic(10); total.Bytes != 1000 || total.Top != 99 {
 		t.Errorf("traffic %+v, want 1000 octets and top 99", total)
+	} else if !total.First.Equal(now.Add(-time.Hour)) {
+		t.Errorf("first packet at %v, want what was reported", total.First)
 	}
 	inventory := held(n)
 	if why := r.Stale(inventory); why != "" {

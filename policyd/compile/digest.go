@@ -44,6 +44,8 @@ func RuleVersion(r *ipsec.Rule) string {
 		d.limit(t.Lifetime.Packets)
 		d.number(uint64(t.Lifetime.TimeSoft))
 		d.number(uint64(t.Lifetime.TimeHard))
+		d.number(uint64(t.Lifetime.UseSoft))
+		d.number(uint64(t.Lifetime.UseHard))
 		d.number(uint64(t.ReplayWindow))
 		d.flag(t.ForceEncap)
 		d.flag(t.AcceptClear)

@@ -26,7 +26,7 @@ const shortBlockBytes = 1 << 30
 // random permutation, blocks²/2^129, exceeds 2^-57. Packets need no bound of
 // their own: sequence numbers are granted in leases that end before the number
 // space does.
-var DefaultLifetime = lifetime(time.Hour, 1<<40, 0)
+var DefaultLifetime = lifetime(time.Hour, 0, 1<<40, 0)
 
 // DefaultReplayWindow is wide enough for the reordering of a multi-queue NIC.
 const DefaultReplayWindow = 1024
@@ -51,9 +51,10 @@ func mustESP(s string) ipsec.Proposal {
 	return p
 }
 
-func lifetime(d time.Duration, bytes, packets uint64) ipsec.Lifetime {
+func lifetime(d, use time.Duration, bytes, packets uint64) ipsec.Lifetime {
 	return ipsec.Lifetime{
 		TimeSoft: d, TimeHard: 2 * d,
+		UseSoft: use, UseHard: 2 * use,
 		Bytes:   ipsec.Limit{Soft: bytes, Hard: 2 * bytes},
 		Packets: ipsec.Limit{Soft: packets, Hard: 2 * packets},
 	}
@@ -311,13 +312,15 @@ func readPFS(v value, legacy *[]legacyUse) []ipsec.Transform {
 // one; the hard one, at which an SA stops, is twice it. The time between them
 // is how long a key manager may be away before traffic stops.
 func readLifetime(v value) ipsec.Lifetime {
-	d, bytes, packets := DefaultLifetime.TimeSoft, DefaultLifetime.Bytes.Soft, DefaultLifetime.Packets.Soft
+	d, use := DefaultLifetime.TimeSoft, DefaultLifetime.UseSoft
+	bytes, packets := DefaultLifetime.Bytes.Soft, DefaultLifetime.Packets.Soft
 	v.mapping(
 		key{"time", false, func(v value) { d = v.duration(10*time.Second, 30*24*time.Hour) }},
+		key{"use", false, func(v value) { use = v.duration(10*time.Second, 30*24*time.Hour) }},
 		key{"bytes", false, func(v value) { bytes = v.bytes(1 << 20) }},
 		key{"packets", false, func(v value) { packets = v.number("a number of packets", 1000, 1<<62) }},
 	)
-	return lifetime(d, bytes, packets)
+	return lifetime(d, use, bytes, packets)
 }
 
 // readSuite reads an IKE suite such as aes256gcm16-prfsha256-x25519.

@@ -103,3 +103,54 @@ func TestLifetimesInTraffic(t *testing.T) {
 		t.Errorf("%v; want none lost", r)
 	}
 }
+
+// Use counts from an SA's first packet: without traffic it is not replaced, however
+// old, and in traffic it is, with nothing lost.
+func TestLifetimeInUse(t *testing.T) {
+	const use = 10 * time.Second
+	b := newPair(t, protectPair(", lifetime: {use: 10s}"), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	old := b.onlyIKE("a", "b").GetChildren()[0].GetId()
+	b.RekeyChild("a", old) // the new SA has carried nothing
+	b.waitRekeyed("a", "b", func() error {
+		if c := b.Children("a"); len(c) != 1 || c[0].GetId() == old {
+			return fmt.Errorf("CHILD SAs %v; want one other than %d", c, old)
+		}
+		return nil
+	})
+	idle := b.Children("a")[0]
+	began := time.Now()
+	lab.WaitFor(t, limit, "more than the lifetime without traffic", func() error {
+		if c := b.Children("a"); len(c) != 1 || c[0].GetId() != idle.GetId() {
+			t.Fatalf("CHILD SAs %v after %v without traffic; want %v as it was", c, time.Since(began), idle)
+		}
+		if passed := time.Since(began); passed < use+2*time.Second {
+			return fmt.Errorf("%v passed", passed)
+		}
+		return nil
+	})
+
+	began = time.Now()
+	probe := b.A.Node.StartProbe(b.B, false, 2*time.Millisecond)
+	lab.WaitFor(t, limit, "a rekey in traffic", func() error {
+		if n := b.rekeyed("a"); n <= idle.GetRekeyed() {
+			return fmt.Errorf("CHILD SAs %v", b.Children("a"))
+		}
+		return nil
+	})
+	if after := time.Since(began); after < use-use/10 {
+		t.Errorf("rekeyed %v after the first packet; want %v or up to a tenth less", after, use)
+	}
+	lab.WaitFor(t, limit, "a rekey of the SA that followed", func() error {
+		if n := b.rekeyed("a"); n <= idle.GetRekeyed()+1 {
+			return fmt.Errorf("CHILD SAs %v", b.Children("a"))
+		}
+		return nil
+	})
+	after := time.Since(began)
+	r := probe.Stop()
+	t.Logf("lifetime of %v in use: two rekeys in %v of traffic: %v", use, after, r)
+	if r.Lost != 0 {
+		t.Errorf("%v; want none lost", r)
+	}
+}

@@ -131,12 +131,16 @@ func (m *Machine) describe(n *negotiation) *child {
 
 // jitter takes up to a tenth off the soft limits, so that the two ends, and a
 // fleet that started together, do not rekey at the same time (RFC 7296 §2.8). A
-// hard time limit without a soft one gets one.
+// hard limit in time or use without a soft one gets one.
 func (m *Machine) jitter(l ipsec.Lifetime) ipsec.Lifetime {
 	if l.TimeSoft == 0 {
 		l.TimeSoft = l.TimeHard - l.TimeHard/10
 	}
 	l.TimeSoft -= m.below(l.TimeSoft / 10)
+	if l.UseSoft == 0 {
+		l.UseSoft = l.UseHard - l.UseHard/10
+	}
+	l.UseSoft -= m.below(l.UseSoft / 10)
 	l.Bytes.Soft -= uint64(m.below(time.Duration(l.Bytes.Soft / 10)))
 	l.Packets.Soft -= uint64(m.below(time.Duration(l.Packets.Soft / 10)))
 	return l

@@ -261,6 +261,7 @@ func TestLifetimes(t *testing.T) {
 		alwaysDeliverable(t, n, web, db)
 		web.Do(ike.ChildExpired{Child: web.Children()[0].ID, Cause: "bytes"})
 		web.Do(ike.ChildExpired{Child: web.Children()[0].ID, Cause: "packets"})
+		web.Do(ike.ChildExpired{Child: web.Children()[0].ID, Cause: "use"})
 		n.Run(20 * time.Second)
 		once(t, n, web, db, 1)
 	})
@@ -273,7 +274,7 @@ func TestLifetimes(t *testing.T) {
 		}
 	})
 	t.Run("a day", func(t *testing.T) {
-		life := ipsec.Lifetime{TimeSoft: 50 * time.Minute, TimeHard: time.Hour}
+		life := ipsec.Lifetime{TimeSoft: 50 * time.Minute, TimeHard: time.Hour, UseHard: time.Hour}
 		n, web, db := connected(t, 1, func(w, d *iketest.Side) {
 			w.Lifetime, d.Lifetime, w.Child, d.Child = 4*time.Hour, 4*time.Hour, life, life
 		})
@@ -285,6 +286,9 @@ func TestLifetimes(t *testing.T) {
 		}
 		if soft := web.SAs[0].Lifetime.TimeSoft; soft > life.TimeSoft || soft < 45*time.Minute {
 			t.Errorf("soft lifetime %s", soft)
+		}
+		if soft := web.SAs[0].Lifetime.UseSoft; soft > 54*time.Minute || soft < 48*time.Minute {
+			t.Errorf("soft lifetime in use %s, want up to a fifth less than the hard one", soft)
 		}
 	})
 }

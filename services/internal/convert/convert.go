@@ -246,7 +246,10 @@ func fromLimit(m *ipsecv1.Limit) ipsec.Limit {
 }
 
 func toLifetime(l ipsec.Lifetime) *ipsecv1.Lifetime {
-	return &ipsecv1.Lifetime{Bytes: toLimit(l.Bytes), Packets: toLimit(l.Packets), TimeSoft: duration(l.TimeSoft), TimeHard: duration(l.TimeHard)}
+	return &ipsecv1.Lifetime{
+		Bytes: toLimit(l.Bytes), Packets: toLimit(l.Packets), TimeSoft: duration(l.TimeSoft), TimeHard: duration(l.TimeHard),
+		UseSoft: duration(l.UseSoft), UseHard: duration(l.UseHard),
+	}
 }
 
 func fromLifetime(m *ipsecv1.Lifetime) (l ipsec.Lifetime, err error) {
@@ -256,6 +259,12 @@ func fromLifetime(m *ipsecv1.Lifetime) (l ipsec.Lifetime, err error) {
 	}
 	if l.TimeHard, err = fromDuration(m.GetTimeHard()); err != nil {
 		return l, fmt.Errorf("hard lifetime: %w", err)
+	}
+	if l.UseSoft, err = fromDuration(m.GetUseSoft()); err != nil {
+		return l, fmt.Errorf("soft lifetime in use: %w", err)
+	}
+	if l.UseHard, err = fromDuration(m.GetUseHard()); err != nil {
+		return l, fmt.Errorf("hard lifetime in use: %w", err)
 	}
 	return l, nil
 }

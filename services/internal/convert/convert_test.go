@@ -97,6 +97,7 @@ var lifetime = rapid.Custom(func(t *rapid.T) ipsec.Lifetime {
 	return ipsec.Lifetime{
 		Bytes: ipsec.Limit{Soft: n.Draw(t, "bs"), Hard: n.Draw(t, "bh")}, Packets: ipsec.Limit{Soft: n.Draw(t, "ps"), Hard: n.Draw(t, "ph")},
 		TimeSoft: anyTime.Draw(t, "ts"), TimeHard: anyTime.Draw(t, "th"),
+		UseSoft: anyTime.Draw(t, "us"), UseHard: anyTime.Draw(t, "uh"),
 	}
 })
 
@@ -291,7 +292,7 @@ func TestNoFieldIsForgotten(t *testing.T) {
 	s := ipsec.TrafficSelector{Protocol: 6, First: a, Last: b, PortFirst: 1, PortLast: 2}
 	sel := ipsec.Selector{Local: s, Remote: s}
 	tr := func(n uint16) ipsec.Transform { return ipsec.Transform{Type: ipsec.TransformENCR, ID: n, KeyBits: 128} }
-	life := ipsec.Lifetime{Bytes: ipsec.Limit{Soft: 1, Hard: 2}, Packets: ipsec.Limit{Soft: 3, Hard: 4}, TimeSoft: 5, TimeHard: 6}
+	life := ipsec.Lifetime{Bytes: ipsec.Limit{Soft: 1, Hard: 2}, Packets: ipsec.Limit{Soft: 3, Hard: 4}, TimeSoft: 5, TimeHard: 6, UseSoft: 7, UseHard: 8}
 	esp := []ipsec.Proposal{{Protocol: ipsec.ProtocolESP, Transforms: []ipsec.Transform{{Type: ipsec.TransformENCR, ID: ipsec.EncrAESGCM16, KeyBits: 128}}}}
 	ike, err := ipsec.ParseProposal(ipsec.ProtocolIKE, "aes128gcm16-prfsha256-x25519")
 	if err != nil {
@@ -317,7 +318,7 @@ func TestNoFieldIsForgotten(t *testing.T) {
 		PPK: &ipsec.PPK{ID: "i", Secret: "file:p", Required: true}, Reauth: 2 * time.Hour,
 		Proposals: []ipsec.Proposal{ike}, Lifetime: time.Hour, DPD: time.Minute, ForceEncap: true, Mobike: true, TCP: ipsec.TCPAlways,
 	}
-	counters := ipsec.SACounters{ID: 1, Bytes: 2, Packets: 3, Top: 4, Errors: 5, Used: time.Unix(6, 7).UTC()}
+	counters := ipsec.SACounters{ID: 1, Bytes: 2, Packets: 3, Top: 4, Errors: 5, First: time.Unix(5, 6).UTC(), Used: time.Unix(6, 7).UTC()}
 	for _, v := range []any{sa, rule, counters, cert} {
 		if z := zeros(reflect.ValueOf(v), fmt.Sprintf("%T", v)); len(z) != 0 {
 			t.Errorf("this test leaves fields unset, so that it cannot tell whether they arrive: %s", strings.Join(z, ", "))

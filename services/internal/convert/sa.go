@@ -145,10 +145,10 @@ func FromLease(m *ipsecv1.Lease) ipsec.Lease {
 
 // ToCounters makes a message.
 func ToCounters(c ipsec.SACounters) *ipsecv1.SaCounters {
-	return &ipsecv1.SaCounters{Id: uint64(c.ID), Bytes: c.Bytes, Packets: c.Packets, Top: c.Top, Errors: c.Errors, Used: Time(c.Used)}
+	return &ipsecv1.SaCounters{Id: uint64(c.ID), Bytes: c.Bytes, Packets: c.Packets, Top: c.Top, Errors: c.Errors, First: Time(c.First), Used: Time(c.Used)}
 }
 
 // FromCounters reads counters.
 func FromCounters(m *ipsecv1.SaCounters) ipsec.SACounters {
-	return ipsec.SACounters{ID: ipsec.SAID(m.GetId()), Bytes: m.GetBytes(), Packets: m.GetPackets(), Top: m.GetTop(), Errors: m.GetErrors(), Used: FromTime(m.GetUsed())}
+	return ipsec.SACounters{ID: ipsec.SAID(m.GetId()), Bytes: m.GetBytes(), Packets: m.GetPackets(), Top: m.GetTop(), Errors: m.GetErrors(), First: FromTime(m.GetFirst()), Used: FromTime(m.GetUsed())}
 }

@@ -697,7 +697,11 @@ type Lifetime struct {
 	// Time from installation until the soft report; absent for none.
 	TimeSoft *durationpb.Duration `protobuf:"bytes,3,opt,name=time_soft,json=timeSoft,proto3" json:"time_soft,omitempty"`
 	// Time from installation until the SA is no longer used; absent for none.
-	TimeHard      *durationpb.Duration `protobuf:"bytes,4,opt,name=time_hard,json=timeHard,proto3" json:"time_hard,omitempty"`
+	TimeHard *durationpb.Duration `protobuf:"bytes,4,opt,name=time_hard,json=timeHard,proto3" json:"time_hard,omitempty"`
+	// Time from the first packet until the soft report; absent for none.
+	UseSoft *durationpb.Duration `protobuf:"bytes,5,opt,name=use_soft,json=useSoft,proto3" json:"use_soft,omitempty"`
+	// Time from the first packet until the SA is no longer used; absent for none.
+	UseHard       *durationpb.Duration `protobuf:"bytes,6,opt,name=use_hard,json=useHard,proto3" json:"use_hard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -756,6 +760,20 @@ func (x *Lifetime) GetTimeSoft() *durationpb.Duration {
 func (x *Lifetime) GetTimeHard() *durationpb.Duration {
 	if x != nil {
 		return x.TimeHard
+	}
+	return nil
+}
+
+func (x *Lifetime) GetUseSoft() *durationpb.Duration {
+	if x != nil {
+		return x.UseSoft
+	}
+	return nil
+}
+
+func (x *Lifetime) GetUseHard() *durationpb.Duration {
+	if x != nil {
+		return x.UseHard
 	}
 	return nil
 }
@@ -1112,7 +1130,9 @@ type SaCounters struct {
 	// Packets discarded on this SA.
 	Errors uint64 `protobuf:"varint,5,opt,name=errors,proto3" json:"errors,omitempty"`
 	// When it last carried a packet; absent for never.
-	Used          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=used,proto3" json:"used,omitempty"`
+	Used *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=used,proto3" json:"used,omitempty"`
+	// When it carried its first packet; absent for never.
+	First         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first,proto3" json:"first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1189,6 +1209,13 @@ func (x *SaCounters) GetUsed() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SaCounters) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
 var File_testudo_ipsec_v1_ipsec_proto protoreflect.FileDescriptor
 
 const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
@@ -1233,12 +1260,14 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"additional\"/\n" +
 	"\x05Limit\x12\x12\n" +
 	"\x04soft\x18\x01 \x01(\x04R\x04soft\x12\x12\n" +
-	"\x04hard\x18\x02 \x01(\x04R\x04hard\"\xdc\x01\n" +
+	"\x04hard\x18\x02 \x01(\x04R\x04hard\"\xc8\x02\n" +
 	"\bLifetime\x12-\n" +
 	"\x05bytes\x18\x01 \x01(\v2\x17.testudo.ipsec.v1.LimitR\x05bytes\x121\n" +
 	"\apackets\x18\x02 \x01(\v2\x17.testudo.ipsec.v1.LimitR\apackets\x126\n" +
 	"\ttime_soft\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\btimeSoft\x126\n" +
-	"\ttime_hard\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\btimeHard\"1\n" +
+	"\ttime_hard\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\btimeHard\x124\n" +
+	"\buse_soft\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\auseSoft\x124\n" +
+	"\buse_hard\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\auseHard\"1\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\"Y\n" +
@@ -1269,7 +1298,7 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\x04rule\x18\x11 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04peer\x18\x12 \x01(\tR\x04peer\x12\x14\n" +
 	"\x05child\x18\x13 \x01(\x04R\x05child\x12\x1a\n" +
-	"\bresource\x18\x14 \x01(\rR\bresource\"\xa6\x01\n" +
+	"\bresource\x18\x14 \x01(\rR\bresource\"\xd8\x01\n" +
 	"\n" +
 	"SaCounters\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
@@ -1277,7 +1306,8 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\apackets\x18\x03 \x01(\x04R\apackets\x12\x10\n" +
 	"\x03top\x18\x04 \x01(\x04R\x03top\x12\x16\n" +
 	"\x06errors\x18\x05 \x01(\x04R\x06errors\x12.\n" +
-	"\x04used\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04used*A\n" +
+	"\x04used\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x120\n" +
+	"\x05first\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05first*A\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_TUNNEL\x10\x01\x12\x12\n" +
@@ -1339,19 +1369,22 @@ var file_testudo_ipsec_v1_ipsec_proto_depIdxs = []int32{
 	9,  // 9: testudo.ipsec.v1.Lifetime.packets:type_name -> testudo.ipsec.v1.Limit
 	15, // 10: testudo.ipsec.v1.Lifetime.time_soft:type_name -> google.protobuf.Duration
 	15, // 11: testudo.ipsec.v1.Lifetime.time_hard:type_name -> google.protobuf.Duration
-	1,  // 12: testudo.ipsec.v1.SecurityAssociation.direction:type_name -> testudo.ipsec.v1.Direction
-	0,  // 13: testudo.ipsec.v1.SecurityAssociation.mode:type_name -> testudo.ipsec.v1.Mode
-	12, // 14: testudo.ipsec.v1.SecurityAssociation.encap:type_name -> testudo.ipsec.v1.Encap
-	8,  // 15: testudo.ipsec.v1.SecurityAssociation.suite:type_name -> testudo.ipsec.v1.Suite
-	4,  // 16: testudo.ipsec.v1.SecurityAssociation.selectors:type_name -> testudo.ipsec.v1.Selector
-	11, // 17: testudo.ipsec.v1.SecurityAssociation.lease:type_name -> testudo.ipsec.v1.Lease
-	10, // 18: testudo.ipsec.v1.SecurityAssociation.lifetime:type_name -> testudo.ipsec.v1.Lifetime
-	16, // 19: testudo.ipsec.v1.SaCounters.used:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	15, // 12: testudo.ipsec.v1.Lifetime.use_soft:type_name -> google.protobuf.Duration
+	15, // 13: testudo.ipsec.v1.Lifetime.use_hard:type_name -> google.protobuf.Duration
+	1,  // 14: testudo.ipsec.v1.SecurityAssociation.direction:type_name -> testudo.ipsec.v1.Direction
+	0,  // 15: testudo.ipsec.v1.SecurityAssociation.mode:type_name -> testudo.ipsec.v1.Mode
+	12, // 16: testudo.ipsec.v1.SecurityAssociation.encap:type_name -> testudo.ipsec.v1.Encap
+	8,  // 17: testudo.ipsec.v1.SecurityAssociation.suite:type_name -> testudo.ipsec.v1.Suite
+	4,  // 18: testudo.ipsec.v1.SecurityAssociation.selectors:type_name -> testudo.ipsec.v1.Selector
+	11, // 19: testudo.ipsec.v1.SecurityAssociation.lease:type_name -> testudo.ipsec.v1.Lease
+	10, // 20: testudo.ipsec.v1.SecurityAssociation.lifetime:type_name -> testudo.ipsec.v1.Lifetime
+	16, // 21: testudo.ipsec.v1.SaCounters.used:type_name -> google.protobuf.Timestamp
+	16, // 22: testudo.ipsec.v1.SaCounters.first:type_name -> google.protobuf.Timestamp
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_testudo_ipsec_v1_ipsec_proto_init() }
