@@ -3,6 +3,7 @@ module github.com/testudo-ipsec/testudo/keymgr
 go 1.26.0
 
 require (
+	filippo.io/bigmod v0.1.0
 	github.com/cloudflare/circl v1.6.5
 	github.com/hashicorp/vault/api v1.23.0
 	github.com/testudo-ipsec/testudo/ipsec v0.0.0

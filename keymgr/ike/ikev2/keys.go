@@ -29,7 +29,9 @@ func PerformKE(random io.Reader, need ike.NeedKE) ike.KeyExchanged {
 		var p suite.KeyPair
 		if p, a.Err = k.Restore(need.State); a.Err == nil {
 			a.Shared, a.Err = p.Shared(need.Peer)
+			p.Private.Wipe()
 		}
+		need.State.Wipe() // made for this effect
 	}
 	return a
 }

@@ -3,6 +3,7 @@ package suite
 import (
 	"crypto/rand"
 	"fmt"
+	"math/big"
 	"testing"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -42,6 +43,33 @@ func BenchmarkKE(b *testing.B) {
 				if _, _, err := m.Respond(rand.Reader, pair.Public); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// What constant time costs: the power that each step of a MODP exchange takes, by
+// bigmod and by math/big.
+func BenchmarkMODPPower(b *testing.B) {
+	for _, g := range modpGroups() {
+		x, p := draw(b, g.exponent), g.prime()
+		x[0] |= 0x80
+		base := new(big.Int).Mod(new(big.Int).SetBytes(draw(b, g.p.Size())), p)
+		r, err := g.peerValue(base.FillBytes(make([]byte, g.p.Size())))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprint(g.p.BitLen(), "/bigmod"), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				g.power(r, x)
+			}
+		})
+		b.Run(fmt.Sprint(g.p.BitLen(), "/math-big"), func(b *testing.B) {
+			b.ReportAllocs()
+			exponent := new(big.Int).SetBytes(x)
+			for b.Loop() {
+				new(big.Int).Exp(base, exponent, p)
 			}
 		})
 	}

@@ -14,11 +14,8 @@
 // %s, it follows one pointer and prints what that points to.
 //
 // Limitations:
-//   - The MODP groups use math/big, whose run time depends on the exponent. Every
-//     private key serves one exchange, so an observer gets one measurement of
-//     each. Prefer the elliptic curve groups, which are constant time.
 //   - ML-KEM encapsulation draws from the system's random source, not from the
 //     reader it is given: crypto/mlkem takes none.
-//   - Copies of keys inside the standard library (hash states, big integers)
-//     are not wiped.
+//   - Copies of keys inside libraries (hash states, the tables of an
+//     exponentiation) are not wiped.
 package suite

@@ -1,18 +1,23 @@
 package suite
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
+
+	"filippo.io/bigmod"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
-// modpGroup is a MODP group of RFC 3526: a safe prime and the generator 2.
+// modpGroup is a MODP group of RFC 3526: a safe prime and the generator 2. Its
+// arithmetic is bigmod's, in constant time, which that of math/big is not.
 type modpGroup struct {
-	p        *big.Int
-	pLess1   *big.Int
-	size     int // octets of the modulus, of a public value and of the secret
-	exponent int // octets of a private key
+	p         *bigmod.Modulus
+	generator *bigmod.Nat
+	exponent  int // octets of a private key
 }
 
 // Exponents have the longer of the two sizes that RFC 3526 §8 estimates for each
@@ -27,24 +32,26 @@ var (
 	modp8192 = newMODP(prime8192, 78)
 )
 
-var generator = big.NewInt(2)
-
-func newMODP(hex string, exponent int) *modpGroup {
-	p, ok := new(big.Int).SetString(hex, 16)
-	if !ok {
+func newMODP(prime string, exponent int) *modpGroup {
+	octets, err := hex.DecodeString(prime)
+	if err != nil {
 		panic("suite: MODP prime is not hexadecimal")
 	}
-	return &modpGroup{p: p, pLess1: new(big.Int).Sub(p, big.NewInt(1)), size: (p.BitLen() + 7) / 8, exponent: exponent}
+	p, err := bigmod.NewModulus(octets)
+	if err != nil {
+		panic("suite: MODP prime: " + err.Error())
+	}
+	return &modpGroup{p: p, generator: bigmod.NewNat().SetUint(2).ExpandFor(p), exponent: exponent}
 }
 
 type modpKey struct {
 	group *modpGroup
-	x     *big.Int
+	x     ipsec.Secret // the octets of KeyPair.Private, which wiping it wipes
 	y     []byte
 }
 
-// generate draws an exponent with its top bit set, so that all have one length
-// and the time of an exponentiation does not tell it.
+// generate draws an exponent with its top bit set, which tells a live key from a
+// wiped one.
 func (g *modpGroup) generate(random io.Reader) (privateKey, error) {
 	x := make([]byte, g.exponent)
 	if _, err := io.ReadFull(random, x); err != nil {
@@ -58,33 +65,63 @@ func (g *modpGroup) parse(private []byte) (privateKey, error) {
 	if len(private) != g.exponent || private[0]&0x80 == 0 {
 		return nil, fmt.Errorf("want %d octets with the top bit set", g.exponent)
 	}
-	return g.key(private), nil
+	return g.key(bytes.Clone(private)), nil
 }
 
-func (g *modpGroup) key(exponent []byte) *modpKey {
-	x := new(big.Int).SetBytes(exponent)
-	y := new(big.Int).Exp(generator, x, g.p)
-	return &modpKey{group: g, x: x, y: y.FillBytes(make([]byte, g.size))}
+func (g *modpGroup) key(x []byte) *modpKey {
+	return &modpKey{group: g, x: ipsec.NewSecret(x), y: g.power(g.generator, x)}
 }
 
-func (g *modpGroup) respond(random io.Reader, peer []byte) (public, shared []byte, err error) {
-	return respondDH(g, random, peer)
+// power takes the time that the group and the length of x ask for, whatever the
+// base and x are. The result has the length of the modulus (RFC 7296 §2.14).
+func (g *modpGroup) power(base *bigmod.Nat, x []byte) []byte {
+	n := bigmod.NewNat().Exp(base, x, g.p)
+	defer clear(n.Bits())
+	return n.Bytes(g.p)
 }
 
-func (k *modpKey) bytes() []byte  { return k.x.FillBytes(make([]byte, k.group.exponent)) }
-func (k *modpKey) public() []byte { return k.y }
-
-// finish checks 1 < r < p-1 (RFC 6989 §2.1), which in a safe-prime group leaves
-// only values of large order. The secret is padded to the length of the modulus
-// (RFC 7296 §2.14).
-func (k *modpKey) finish(peer []byte) ([]byte, error) {
-	g := k.group
-	r := new(big.Int).SetBytes(peer)
-	if r.Cmp(big.NewInt(1)) <= 0 || r.Cmp(g.pLess1) >= 0 {
+// peerValue checks 1 < r < p-1 (RFC 6989 §2.1), which in a safe-prime group
+// leaves only values of large order. Its time tells no more than its answer.
+func (g *modpGroup) peerValue(peer []byte) (*bigmod.Nat, error) {
+	r, err := bigmod.NewNat().SetBytes(peer, g.p)
+	if err != nil || r.IsZero()|r.IsOne()|r.IsMinusOne(g.p) != 0 {
 		return nil, fmt.Errorf("%w: %w", ErrPeerPublic, errMODPRange)
 	}
-	s := r.Exp(r, k.x, g.p)
-	return s.FillBytes(make([]byte, g.size)), nil
+	return r, nil
 }
 
-var errMODPRange = errors.New("outside 1 < r < p-1 (RFC 6989 §2.1)")
+// respond looks at the peer's value before it pays for a key, which it wipes.
+func (g *modpGroup) respond(random io.Reader, peer []byte) (public, shared []byte, err error) {
+	r, err := g.peerValue(peer)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := g.generate(random)
+	if err != nil {
+		return nil, nil, err
+	}
+	x := key.bytes()
+	defer clear(x)
+	return key.public(), g.power(r, x), nil
+}
+
+// bytes are the key's own octets.
+func (k *modpKey) bytes() []byte  { return k.x.Reveal() }
+func (k *modpKey) public() []byte { return k.y }
+
+func (k *modpKey) finish(peer []byte) ([]byte, error) {
+	x := k.x.Reveal()
+	if x[0]&0x80 == 0 {
+		return nil, errMODPWiped
+	}
+	r, err := k.group.peerValue(peer)
+	if err != nil {
+		return nil, err
+	}
+	return k.group.power(r, x), nil
+}
+
+var (
+	errMODPRange = errors.New("outside 1 < r < p-1 (RFC 6989 §2.1)")
+	errMODPWiped = errors.New("the private key was wiped: a key pair serves one exchange")
+)

@@ -67,17 +67,18 @@ func TestFormattingHoldersInUnexportedFieldsShowsNoKey(t *testing.T) {
 		i *Integ
 		k []privateKey
 	}
+	var keys []privateKey
+	for _, m := range keMethods {
+		p, err := m.Generate(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, p.key)
+		secrets = append(secrets, p.Private.Reveal()[:8])
+	}
 	for _, s := range cipherSuites {
 		c := testCipher(t, s, octet)
-		h := hidden{c: c, v: *c, i: c.k.integ}
-		for _, m := range keMethods {
-			p, err := m.Generate(rand.Reader)
-			if err != nil {
-				t.Fatal(err)
-			}
-			h.k = append(h.k, p.key)
-			secrets = append(secrets, p.Private.Reveal()[:8])
-		}
+		h := hidden{c: c, v: *c, i: c.k.integ, k: keys}
 		for _, verb := range verbs {
 			refuseSecrets(t, s+" "+verb, fmt.Sprintf(verb, h), secrets)
 			refuseSecrets(t, s+" "+verb, fmt.Sprintf(verb, &h), secrets)
