@@ -17,7 +17,7 @@ import (
 func TestListsByRuleFollowBatches(t *testing.T) {
 	a, b := twoHosts(t, false)
 	nets := [2]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")}
-	const rules = 5
+	const rules = 2*rulePage + 5 // three pages, the last not full
 	p := &ipsec.NodePolicy{Node: "n", Default: ipsec.ActionBlock}
 	for i := range rules {
 		p.Rules = append(p.Rules, ipsec.Rule{Name: fmt.Sprint("r", i), Weight: uint64(rules - i), Direction: ipsec.Both, Action: ipsec.ActionSecure, Peer: "p",
@@ -29,7 +29,7 @@ func TestListsByRuleFollowBatches(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var held []ipsec.SAID
-	for id := ipsec.SAID(1); id < 300; {
+	for id := ipsec.SAID(1); id < 600; {
 		var ops []backend.Op
 		for range 1 + rnd.IntN(4) {
 			if n := len(held); n > 0 && rnd.IntN(2) == 0 {
@@ -50,9 +50,9 @@ func TestListsByRuleFollowBatches(t *testing.T) {
 			}
 		}
 		before := a.state.Load().outs
-		kept := make([][]*outSA, len(before))
-		for i := range before {
-			kept[i] = slices.Clone(before[i])
+		var kept [rules][]*outSA
+		for i := range kept {
+			kept[i] = slices.Clone(*before.of(i))
 		}
 		if err := a.Apply(ops); err != nil {
 			t.Fatal(err)
@@ -61,12 +61,12 @@ func TestListsByRuleFollowBatches(t *testing.T) {
 		a.mu.Lock()
 		want, got := a.byRule(a.state.Load().table), a.state.Load().outs
 		a.mu.Unlock()
-		for i := range want {
-			if !slices.Equal(want[i], got[i]) {
-				t.Fatalf("rule %d has %d SAs, or another order; want %d", i, len(got[i]), len(want[i]))
+		for i := range rules {
+			if want, got := *want.of(i), *got.of(i); !slices.Equal(want, got) {
+				t.Fatalf("rule %d has %d SAs, or another order; want %d", i, len(got), len(want))
 			}
 			// The packet path may still read the state before.
-			if !slices.Equal(before[i], kept[i]) {
+			if !slices.Equal(*before.of(i), kept[i]) {
 				t.Fatalf("the list of rule %d was changed while it may be read", i)
 			}
 		}

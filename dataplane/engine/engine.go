@@ -88,8 +88,8 @@ type Engine struct {
 type state struct {
 	stamp uint64
 	table *spd.Table
-	outs  [][]*outSA // by rule number
-	hits  []hit      // by rule number
+	outs  ruleSAs
+	hits  []hit // by rule number
 }
 
 type hit struct{ packets, bytes atomic.Uint64 }
@@ -133,7 +133,7 @@ func New(cfg Config) (*Engine, error) {
 }
 
 // publish makes a new state current. The caller holds mu (or is New).
-func (e *Engine) publish(table *spd.Table, outs [][]*outSA, hits []hit) {
+func (e *Engine) publish(table *spd.Table, outs ruleSAs, hits []hit) {
 	e.stamps++
 	e.state.Store(&state{stamp: e.stamps, table: table, outs: outs, hits: hits})
 }

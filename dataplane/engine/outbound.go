@@ -181,7 +181,7 @@ func (w *outWorker) route(s *state, k *spd.Key) route {
 		return r
 	}
 	best := unsuited
-	for _, o := range s.outs[v.Rule] {
+	for _, o := range *s.outs.of(int(v.Rule)) {
 		if o.Usable(w.now) != packet.WhyOK || o.sel.Check(k) != packet.WhyOK {
 			continue
 		}
