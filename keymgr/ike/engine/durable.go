@@ -199,8 +199,12 @@ func (d *durable) commit(group []submission, last bool) bool {
 // batch merges a group: of several changes of one record the last counts. Each batch
 // says how far SA numbers have got.
 func (d *durable) batch(group []submission) []store.Change {
-	at := make(map[string]int)
-	var out []store.Change
+	n := 0
+	for _, s := range group {
+		n += len(s.changes)
+	}
+	at := make(map[string]int, n)
+	out := make([]store.Change, 0, n+1)
 	for _, s := range group {
 		for _, c := range s.changes {
 			if i, ok := at[c.Key]; ok {
