@@ -68,13 +68,14 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 		if lost {
 			e.count.restart()
 		}
-		if e.pending != 0 || e.installed && !lost {
-			continue
-		}
-		if lost && e.installed && restored && e.sa.Direction == ipsec.Outbound {
+		if lost && (e.installed || restarted) && restored && e.sa.Direction == ipsec.Outbound {
 			// Neither the worker nor, should it be an old copy, the state says for
 			// sure which numbers were used.
 			e.unsure = true
+			n.change(id)
+		}
+		if e.pending != 0 || e.installed && !lost {
+			continue
 		}
 		if lost && e.installed && !e.unsure {
 			p.Rekey = append(p.Rekey, id)

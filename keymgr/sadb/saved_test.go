@@ -214,3 +214,38 @@ func FuzzRestore(f *testing.F) {
 		r.Changes()
 	})
 }
+
+// An old copy from between the order to install an outbound SA and the worker's
+// acknowledgement, and a worker that was restarted: nobody vouches for the leases
+// that were granted since.
+func TestOldCopyOfAnSAThatWasNotAcknowledged(t *testing.T) {
+	for _, asked := range []bool{false, true} { // whether its machine asks for it again
+		n, d := New(1), make(disk)
+		n.Attach(now, 7, nil)
+		if _, err := n.Put(now, out(11)); err != nil {
+			t.Fatal(err)
+		}
+		d.take(n)
+		old := d.copy()
+		n.Settle(11, true)
+		g, err := n.Grant(11, SizeESN/2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := old.resumed(t, 7, 20)
+		if asked {
+			if _, err := r.Put(now, out(11)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := r.Attach(now, 8, nil)
+		for _, op := range p.Ops {
+			if sa := op.(push.Install).SA; sa.Lease.First < g.Lease.Last {
+				t.Errorf("lease %v after up to %d were granted", sa.Lease, g.Lease.Last)
+			}
+		}
+		if op, err := r.Again(now, 11); err == nil {
+			t.Errorf("asked again %t: lease %v after up to %d were granted", asked, op.SA.Lease, g.Lease.Last)
+		}
+	}
+}
