@@ -81,6 +81,9 @@ func (n *node) tookOver(x *cell, rule string) {
 	n.e.after(reauthSettle, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		for old.heir != nil { // rekeyed meanwhile
+			old = old.heir
+		}
 		old.redundant = true // it ends with its last CHILD SA
 		if len(old.children) == 0 {
 			old.post(ike.Terminate{Why: whyReauth})

@@ -145,3 +145,29 @@ func TestANodeMovesAfterReauthentication(t *testing.T) {
 		}
 	})
 }
+
+// The old IKE SA is rekeyed just when the new one has taken over: its heir goes.
+func TestReauthenticationAndARekeyOfTheOldIKESA(t *testing.T) {
+	inReauth(t, 1, func(t *testing.T, p *pair, _ *moody) {
+		p.lossless = true
+		before := p.list(t, engine.Filter{Node: "a"})[0].LocalSPI
+		rekeyed := false
+		for range 4 * 60 * 60 {
+			p.after(250 * time.Millisecond)
+			sas := p.list(t, engine.Filter{Node: "a"})
+			if len(sas) == 2 && len(sas[0].Children) == 1 && len(sas[1].Children) == 1 {
+				p.after(750 * time.Millisecond) // the new CHILD SA is up now, and the old one is not closed yet
+				if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "a", SPI: before}); n != 1 || err != nil {
+					t.Fatalf("rekey: %d, %v", n, err)
+				}
+				rekeyed = true
+				break
+			}
+		}
+		p.after(3 * time.Second)
+		if sas := p.list(t, engine.Filter{Node: "a"}); len(sas) != 1 || !rekeyed {
+			t.Errorf("rekeyed %t: %d IKE SAs are left: %+v", rekeyed, len(sas), sas)
+		}
+		p.mustForward()
+	})
+}
