@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -124,6 +125,9 @@ func (m *Machine) verification(msg *message, methods []ipsec.CertificateAuth) (i
 	s, sig, err := suite.FindScheme(msg.auth, m.accepts(false, methods))
 	if err != nil {
 		return ike.NeedVerification{}, err
+	}
+	if s.Legacy { // allowLegacy is of one method: it opens no other one's trust anchors
+		methods = slices.DeleteFunc(methods, func(c ipsec.CertificateAuth) bool { return !c.AllowLegacy })
 	}
 	certs, err := chain(msg)
 	if err != nil {

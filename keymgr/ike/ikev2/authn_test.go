@@ -114,6 +114,41 @@ func TestClassicMethodsForPeersWithoutRFC7427(t *testing.T) {
 	}
 }
 
+// allowLegacy is of one method: it opens no other one's trust anchors.
+func TestAllowLegacyIsOfOneMethod(t *testing.T) {
+	old := ipsec.AuthMethod{Certificate: &ipsec.CertificateAuth{Trust: []string{"file:old.pem"}, AllowLegacy: true}}
+	legacy := ipsec.AuthMethod{Certificate: &ipsec.CertificateAuth{Trust: byCert.Certificate.Trust, Credential: "file:own", AllowLegacy: true}}
+	for _, strict := range []bool{true, false} {
+		n, web, db := certified(t, 1, "rsa", "rsa", func(w, d *iketest.Side) {
+			w.Auth, d.Auth = []ipsec.AuthMethod{legacy}, []ipsec.AuthMethod{legacy}
+			if strict {
+				d.Auth = []ipsec.AuthMethod{on(ipsec.AuthRemote, old), byCert}
+			}
+		})
+		db.Anchors["file:old.pem"] = iketest.NewCA(t, "old")
+		strip := withoutNotify(n, "IKE_SA_INIT request", wire.SignatureHashAlgorithms)
+		n.Hook = func(p iketest.Packet) []iketest.Packet {
+			p = strip(p)[0]
+			if strings.HasPrefix(p.Text, "IKE_SA_INIT request") {
+				web.Machine().WithoutHashesForTest(p.Data)
+			}
+			return []iketest.Packet{p}
+		}
+		web.Connect("rule", nil)
+		n.Run(40 * time.Second)
+		for _, i := range db.Machines {
+			if auth := i.Info().RemoteAuth; strict && auth != "" {
+				t.Errorf("db accepts %s by a chain of a method without allowLegacy", auth)
+			}
+		}
+		for _, f := range db.Failures {
+			if strict && f.Why != "PEER_NOT_AUTHENTICATED" || !strict {
+				t.Errorf("%+v", f)
+			}
+		}
+	}
+}
+
 // RFC 7296 §3.6: the certificates between ours and the anchor are sent along.
 func TestChainIsSentWithIntermediates(t *testing.T) {
 	n, web, db := certified(t, 1, "p256", "p256", nil)
