@@ -144,7 +144,9 @@ func TestEarlyRequestsWaitForASlowOne(t *testing.T) {
 		t.Fatal("db does not compute anything")
 	}
 	db.Tell(m, held)
-	if s := n.LadderText(0); strings.Index(s, "CREATE_CHILD_SA response 2") < 0 || strings.Index(s, "INFORMATIONAL response 3") < strings.Index(s, "CREATE_CHILD_SA response 2") {
+	s := n.LadderText(0)
+	first, second := strings.Index(s, "CREATE_CHILD_SA response 2"), strings.Index(s, "INFORMATIONAL response 3")
+	if first < 0 || second < first {
 		t.Errorf("want the responses to 2 and then to 3:\n%s", s)
 	}
 }
