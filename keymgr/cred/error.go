@@ -11,7 +11,7 @@ type Kind string
 
 const (
 	NotFound    Kind = "secret not found"     // the store answered: there is none
-	Unavailable Kind = "secret store is away" // nobody could say; try again later
+	Unavailable Kind = "unavailable"          // nobody could say; try again later
 	Denied      Kind = "secret access denied" // the store refuses this key manager
 	Invalid     Kind = "secret is not usable" // a reference or a value that cannot be read
 	TooWeak     Kind = "secret is too weak"   // below MinPSK; a key below what policy allows

@@ -35,13 +35,17 @@ type Env struct {
 	Tokens func(spiI, spiR uint64) [][]byte
 }
 
+// StateRefused is the state of a responder that has refused its peer: it is no IKE
+// SA, and only answers retransmissions for a while.
+const StateRefused = "refused"
+
 // Info describes an IKE SA.
 type Info struct {
 	Node      string
 	Peer      string
 	Version   uint8 // 1 or 2
 	Initiator bool
-	State     string // connecting, established, rekeying, deleting or gone
+	State     string // connecting, established, rekeying, deleting, refused or gone
 	LocalSPI  uint64
 	RemoteSPI uint64
 	Path      Path

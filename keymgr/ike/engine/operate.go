@@ -74,6 +74,9 @@ func (e *Engine) List(ctx context.Context, f Filter) ([]IKESA, error) {
 	found := make(chan struct{}, 1) // orders the appends, should ctx end in the middle
 	found <- struct{}{}
 	err := e.visit(ctx, f, func(_ *shard, c *cell, info ike.Info) {
+		if info.State == ike.StateRefused {
+			return
+		}
 		<-found
 		out = append(out, IKESA{Info: info})
 		nodes = append(nodes, c.node)

@@ -164,7 +164,7 @@ func (m *Machine) verified(ev ike.Verified) {
 	case !m.initiator && m.serve.auth.stranger:
 		m.refuseStranger()
 	case ev.Unknown:
-		m.notProven(WhyNoCredential, ev.Err.Error(), "check the stores and the revocation servers behind the authentication of peer "+m.peer.Name)
+		m.notProven(WhyPeerAuth, ev.Err.Error(), "check the stores and the revocation servers behind the authentication of peer "+m.peer.Name)
 	case ev.Err != nil:
 		m.notProven(WhyPeerAuth, ev.Err.Error(), "check the peer's certificate, the trust anchors and the peerIdentity in the authentication of peer "+m.peer.Name)
 	default:

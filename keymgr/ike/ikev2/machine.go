@@ -329,8 +329,10 @@ func (m *Machine) stateName() string {
 			return "rekeying"
 		}
 		return "established"
-	case stateDeleting, stateReplaced, stateRefused:
+	case stateDeleting, stateReplaced:
 		return "deleting"
+	case stateRefused:
+		return ike.StateRefused
 	case stateGone:
 		return "gone"
 	}
