@@ -14,9 +14,12 @@
 // marked after that, and routed once more. So a host needs some route to a
 // destination before it can send to it, protected or not.
 //
+// What comes out of an SA does not go into another one: a hub does not relay between
+// two peers with both of which policy secures it. Such packets are dropped.
+//
 // When the process dies the kernel removes the TUN; the table and the blackhole
 // stay, so that nothing that policy secures goes out or comes in in clear. The
 // next Start takes them over. Close removes everything, or with FailClosed, in the
-// configuration or in the policy, only the TUN. Block puts them there before a
+// configuration or in the policy, or before any policy what was taken over, only the TUN. Block puts them there before a
 // worker has ever run, at boot.
 package userspace

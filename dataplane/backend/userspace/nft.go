@@ -107,6 +107,7 @@ func (r *ruleset) base(p *ipsec.NodePolicy, out, in [2]*nftables.Chain, mtu int)
 		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.prerouting(c, out, mtu) }},
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.input(c, p, in) }},
 		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.forward(c, p, out, in) }},
+		{"relay", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityRef(*nftables.ChainPriorityFilter + 1), r.relay},
 		{"postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.clamp(c, oif(r.c.Device), mtu) }},
 	}
 	pass := nftables.ChainPolicyAccept
@@ -166,12 +167,23 @@ func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftabl
 // forward does the same for what passes through: clear packets towards what
 // this host protects, and packets that a block rule covers either way.
 func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy, out, in [2]*nftables.Chain) {
-	r.add(c, iif(r.c.Device), accept())
+	r.add(c, iif(r.c.Device), clearMark(r.c.Mark))
 	r.add(c, oif(r.c.Device), accept())
+	for i, p := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+		r.add(c, iif(r.c.Device), nfproto(p), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: out[i].Name}})
+	}
+	r.add(c, iif(r.c.Device), accept())
 	r.exemptAlways(c)
 	r.jump(c, in)
 	r.jump(c, out)
 	r.fallback(c, p)
+}
+
+// relay drops what came in an SA and has to go on in another one, from one peer
+// through this host to the next: it does not go back into the TUN, and must not go
+// on in clear. It has its mark from forward.
+func (r *ruleset) relay(c *nftables.Chain) {
+	r.add(c, iif(r.c.Device), hasMark(r.c.Mark), count(counterBlockedOut), drop())
 }
 
 // jump leads to the rules of both families; a packet that none decides returns.
