@@ -114,6 +114,39 @@ func TestClassicMethodsForPeersWithoutRFC7427(t *testing.T) {
 	}
 }
 
+// A response that is dropped for its key exchange, which AUTH does not cover, says
+// nothing about how the peer wants to be shown who we are.
+func TestDroppedResponsesDoNotChooseTheMethod(t *testing.T) {
+	n, web, db := certified(t, 1, "p256", "p256", func(w, d *iketest.Side) {
+		w.Auth, d.Auth = []ipsec.AuthMethod{byPSK, byNull}, []ipsec.AuthMethod{byPSK, byNull}
+	})
+	forged := false
+	n.Hook = func(p iketest.Packet) []iketest.Packet {
+		if h, ps, err := wire.Parse(p.Data); err == nil && !forged && strings.HasPrefix(p.Text, "IKE_SA_INIT response") {
+			forged = true
+			rest := []wire.Payload{wire.AnnounceNotify([]wire.Announcement{{Method: wire.AuthNull}})}
+			for _, x := range ps {
+				switch x := x.(type) {
+				case *wire.KE:
+					rest = append(rest, &wire.KE{Method: x.Method, Data: make([]byte, len(x.Data))})
+				case *wire.SA, *wire.Nonce:
+					rest = append(rest, x)
+				}
+			}
+			first := p
+			first.Data = wire.AppendMessage(nil, h, rest)
+			return []iketest.Packet{first, p}
+		}
+		return []iketest.Packet{p}
+	}
+	web.Connect("rule", nil)
+	n.Run(10 * time.Second)
+	mustBeUp(t, n, web, db)
+	if i := web.Machine().Info(); !forged || i.LocalAuth != "psk" {
+		t.Errorf("forged %t: we prove ourselves with %s", forged, i.LocalAuth)
+	}
+}
+
 // allowLegacy is of one method: it opens no other one's trust anchors.
 func TestAllowLegacyIsOfOneMethod(t *testing.T) {
 	old := ipsec.AuthMethod{Certificate: &ipsec.CertificateAuth{Trust: []string{"file:old.pem"}, AllowLegacy: true}}

@@ -295,6 +295,7 @@ func (m *Machine) initResponse(msg *message) {
 	}
 	f.answer, f.nr, f.response = &c, msg.nonce.Data, msg.raw
 	f.more.methods = methodsOf(c.suite)
+	f.offer = authOffer{ours: f.offer.ours} // not what a response that was dropped has said
 	f.offer.read(msg)
 	m.spiR = msg.SPIr
 	m.task.refused = nil
