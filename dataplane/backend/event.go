@@ -58,6 +58,10 @@ type (
 		Flow ipsec.Flow
 	}
 
+	// Panic says, at most once a minute, that a packet met a mistake in this program
+	// and cost the batch it came in.
+	Panic struct{ Value, Stack string }
+
 	// Failed says that the backend cannot go on: the device or the sockets are
 	// gone. It is the last event before the channel closes.
 	Failed struct{ Err error }
@@ -70,4 +74,5 @@ func (NeedLease) event()        {}
 func (PeerMoved) event()        {}
 func (AddressesChanged) event() {}
 func (BadSelectors) event()     {}
+func (Panic) event()            {}
 func (Failed) event()           {}

@@ -150,6 +150,7 @@ func (w *inWorker) authentic(d []byte) {
 func (w *inWorker) openAH() {
 	in, jobs := w.in, w.ah[:w.n]
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	in.OpenAHBurst(w.now, jobs)
 	for i := range jobs {
 		j := &jobs[i]
@@ -167,8 +168,4 @@ func (w *inWorker) openAH() {
 			w.counts.add(why, 1)
 		}
 	}
-	in.mu.Unlock()
-	// What the coalescer holds lies in jobs.
-	w.gro.flush()
-	w.in, w.n = nil, 0
 }

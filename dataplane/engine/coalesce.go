@@ -153,6 +153,11 @@ func (c *coalescer) flush() {
 	if err := c.tun.Write(o, c.parts); err != nil {
 		c.counts.add(packet.WhyWrite, uint64(c.count))
 	}
+	c.forget()
+}
+
+// forget drops what is held.
+func (c *coalescer) forget() {
 	clear(c.parts)
 	c.parts = c.parts[:0]
 	c.count, c.open = 0, false

@@ -79,6 +79,7 @@ type Engine struct {
 	inw      []*inWorker
 	ident    atomic.Uint32 // of the last IPv4 header made for AH, and the last packet cut up
 	mtu      atomic.Int32  // of the TUN
+	panicAt  atomic.Int64  // when a panic was last told of (Unix seconds)
 	stop     chan struct{}
 	wg       sync.WaitGroup
 }

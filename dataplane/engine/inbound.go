@@ -79,7 +79,7 @@ func (w *inWorker) loop() error {
 			}
 			return err
 		}
-		w.batch(w.msgs[:n])
+		w.guarded(n)
 	}
 }
 
@@ -196,10 +196,18 @@ func (w *inWorker) open() {
 	}
 	if w.ah != nil {
 		w.openAH()
-		return
+	} else {
+		w.openESP()
 	}
+	// What the coalescer holds lies in heads and jobs.
+	w.gro.flush()
+	w.in, w.n = nil, 0
+}
+
+func (w *inWorker) openESP() {
 	in, jobs := w.in, w.jobs[:w.n]
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	in.OpenBurst(w.now, jobs)
 	for i := range jobs {
 		if jobs[i].Why != packet.WhyOK {
@@ -211,10 +219,6 @@ func (w *inWorker) open() {
 			w.counts.add(why, 1)
 		}
 	}
-	in.mu.Unlock()
-	// What the coalescer holds lies in heads and jobs.
-	w.gro.flush()
-	w.in, w.n = nil, 0
 }
 
 // inner checks an opened packet against its SA and delivers it.

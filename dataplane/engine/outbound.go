@@ -47,6 +47,8 @@ type outWorker struct {
 	tun     netio.TunWriter
 	now     int64
 
+	packets []netio.Packet // of the batch at hand
+
 	buf   []byte
 	used  int
 	queue []sendQueue // by socket
@@ -89,13 +91,13 @@ func newOutWorker(e *Engine, id int, t netio.Tun) *outWorker {
 }
 
 func (w *outWorker) loop(t netio.Tun) error {
-	ps := make([]netio.Packet, tunBatch)
-	for i := range ps {
+	w.packets = make([]netio.Packet, tunBatch)
+	for i := range w.packets {
 		// Room after the largest packet lets a sealer borrow octets for its trailer.
-		ps[i].Data = make([]byte, 0, netio.MaxPacket+256)
+		w.packets[i].Data = make([]byte, 0, netio.MaxPacket+256)
 	}
 	for {
-		n, err := t.Read(ps)
+		n, err := t.Read(w.packets)
 		if err != nil {
 			if gone(err) {
 				return err
@@ -105,11 +107,7 @@ func (w *outWorker) loop(t netio.Tun) error {
 				return err
 			}
 		}
-		w.begin()
-		for i := range ps[:n] {
-			w.packet(ps[i].Data, ps[i].Offload)
-		}
-		w.flush()
+		w.guarded(n)
 	}
 }
 

@@ -74,6 +74,7 @@ const (
 	WhyRead
 	WhyWrite
 	WhyUnsupported // nothing here can forward it
+	WhyPanic       // a batch was lost to a mistake in this program
 
 	// NumWhys is the length of a counter array.
 	NumWhys
@@ -128,6 +129,7 @@ var whyNames = [NumWhys]string{
 	WhyAcquireFail:   "acquire-failed",
 	WhyQueueExpired:  "queue-expired",
 	WhyRead:          "read-error",
+	WhyPanic:         "panic",
 	WhyWrite:         "write-error",
 	WhyUnsupported:   "unsupported",
 }

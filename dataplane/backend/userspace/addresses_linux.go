@@ -30,34 +30,32 @@ const settled = 50 * time.Millisecond
 // calls changed after a change.
 func watchAddresses(device string, changed func()) (*addressWatch, error) {
 	a := &addressWatch{done: make(chan struct{})}
-	addrs, links := make(chan netlink.AddrUpdate, 64), make(chan netlink.LinkUpdate, 64)
-	if err := netlink.AddrSubscribe(addrs, a.done); err != nil {
-		return nil, fmt.Errorf("watch addresses: %w", err)
+	events, err := subscribe()
+	if err != nil {
+		return nil, err
 	}
-	if err := netlink.LinkSubscribe(links, a.done); err != nil {
-		close(a.done)
-		return nil, fmt.Errorf("watch interfaces: %w", err)
-	}
-	var err error
 	if a.list, err = hostAddresses(device); err != nil {
-		close(a.done)
+		events.end()
 		return nil, err
 	}
 	a.wait.Go(func() {
 		quiet := time.NewTimer(time.Hour)
 		defer quiet.Stop()
-		for addrs != nil || links != nil {
+		for {
 			select {
-			case _, ok := <-addrs:
-				if !ok {
-					addrs = nil
-				}
+			case <-a.done:
+				events.end()
+				return
+			case _, ok := <-events.addrs:
 				quiet.Reset(settled)
-			case _, ok := <-links:
-				if !ok {
-					links = nil
+				if !ok { // the kernel had more to say than the socket holds
+					events = a.again(events)
 				}
+			case _, ok := <-events.links:
 				quiet.Reset(settled)
+				if !ok {
+					events = a.again(events)
+				}
 			case <-quiet.C:
 				if a.read(device) {
 					changed()
@@ -66,6 +64,54 @@ func watchAddresses(device string, changed func()) (*addressWatch, error) {
 		}
 	})
 	return a, nil
+}
+
+// addressEvents is one subscription. Its channels are closed when it ends.
+type addressEvents struct {
+	addrs chan netlink.AddrUpdate
+	links chan netlink.LinkUpdate
+	done  chan struct{}
+}
+
+// end ends a subscription, and reads what is still under way, so that nobody waits.
+func (e addressEvents) end() {
+	close(e.done)
+	if e.addrs == nil {
+		return
+	}
+	go func() {
+		for range e.addrs {
+		}
+	}()
+	for range e.links {
+	}
+}
+
+func subscribe() (addressEvents, error) {
+	e := addressEvents{addrs: make(chan netlink.AddrUpdate, 64), links: make(chan netlink.LinkUpdate, 64), done: make(chan struct{})}
+	if err := netlink.AddrSubscribe(e.addrs, e.done); err != nil {
+		return e, fmt.Errorf("watch addresses: %w", err)
+	}
+	if err := netlink.LinkSubscribe(e.links, e.done); err != nil {
+		close(e.done)
+		return e, fmt.Errorf("watch interfaces: %w", err)
+	}
+	return e, nil
+}
+
+// again subscribes anew, however long it takes.
+func (a *addressWatch) again(old addressEvents) addressEvents {
+	old.end()
+	for {
+		select {
+		case <-a.done:
+			return addressEvents{done: make(chan struct{})}
+		case <-time.After(time.Second):
+		}
+		if e, err := subscribe(); err == nil {
+			return e
+		}
+	}
 }
 
 // read reports whether the addresses are others than before.

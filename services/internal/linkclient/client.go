@@ -443,6 +443,8 @@ func (c *Client) events(ctx context.Context) error {
 			}})
 		case backend.BadSelectors:
 			c.Log.Warn("a peer sent traffic outside its SA's selectors; dropped (RFC 4301 section 5.2)", "sa", e.ID, "flow", e.Flow.String())
+		case backend.Panic:
+			c.Log.Error("a packet met a mistake in this program; its batch was dropped. Please report it", "panic", e.Value, "stack", e.Stack)
 		case backend.Failed:
 			return fmt.Errorf("the packet path failed: %w", e.Err)
 		}
