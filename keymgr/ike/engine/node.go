@@ -149,6 +149,7 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 	n.cells[h] = true
 	p := n.peer(info.Peer)
 	h.peer, c.heir = info.Peer, h
+	h.inheritReauth(c)
 	if !c.established { // it starts over: what c was to negotiate is now to be had from h
 		if p.connecting == c {
 			p.connecting = h
@@ -161,7 +162,6 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 	}
 	h.established = true
 	p.up = append(p.up, h)
-	h.inheritReauth(c)
 	n.inherit(c, h, info.Children)
 }
 
