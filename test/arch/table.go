@@ -62,7 +62,7 @@ type VendorRule struct {
 // VendorRules keep each large dependency behind one door.
 var VendorRules = []VendorRule{
 	{"Vault", []string{"github.com/hashicorp/vault"}, []string{"keymgr/cred/vault", "test"}},
-	{"etcd", []string{"go.etcd.io/etcd"}, []string{"policyd/store/etcd", "keymgr/store/etcd", "test"}},
+	{"etcd", []string{"go.etcd.io/etcd"}, []string{"policyd/store/etcd", "test"}},
 	{"netlink", []string{"github.com/vishvananda/netlink", "github.com/mdlayher/netlink", "github.com/jsimonetti/rtnetlink"}, []string{"dataplane/backend", "test"}},
 	{"protobuf", []string{"google.golang.org/protobuf", "google.golang.org/grpc", "github.com/golang/protobuf"}, []string{"proto", "services", "test"}},
 }
