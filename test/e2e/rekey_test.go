@@ -90,6 +90,8 @@ func TestLifetimesInTraffic(t *testing.T) {
 	b.Apply(protectPair(", lifetime: {packets: 1000}"))
 	b.WaitInSync()
 	b.Terminate("a", "b") // an SA keeps the lifetime it was made with
+	b.waitNoSAs("a")      // what is probed meanwhile may be answered on an SA that goes
+	b.waitNoSAs("b")
 	probe := b.A.Node.StartProbe(b.B, false, 2*time.Millisecond)
 	lab.WaitFor(t, limit, "three rekeys", func() error {
 		if n := b.rekeyed("a"); n < 3 {

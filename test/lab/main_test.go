@@ -48,7 +48,7 @@ func TestJanitorSweepsAfterAKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	WaitFor(t, 10*time.Second, "the janitor", func() error {
+	WaitFor(t, 30*time.Second, "the janitor", func() error {
 		var left []error
 		for _, path := range []string{"/run/netns/" + netns, dir} {
 			if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
