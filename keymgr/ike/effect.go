@@ -21,8 +21,9 @@ type (
 	// Install puts SAs into the node's worker, all or none, and is answered by
 	// Installed. SA.Lease of an outbound SA is left zero: the engine grants it.
 	Install struct {
-		ID  uint64
-		SAs []ipsec.SA
+		ID       uint64
+		SAs      []ipsec.SA
+		Unproven bool // as Info says: the SAs must not displace those of a peer that has proven itself
 	}
 
 	// Remove takes SAs out of the worker. It is not answered.

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"errors"
 	"io"
 	"time"
 
@@ -35,6 +36,9 @@ type Env struct {
 	Tokens func(spiI, spiR uint64) [][]byte
 }
 
+// ErrUnproven is Installed's error for SAs that would displace others.
+var ErrUnproven = errors.New("a peer that has not proven its identity (NULL authentication) cannot replace the CHILD SA of one that has")
+
 // StateRefused is the state of a responder that has refused its peer: it is no IKE
 // SA, and only answers retransmissions for a while.
 const StateRefused = "refused"
@@ -64,3 +68,10 @@ type Info struct {
 	Children   []Child
 	Draining   []ipsec.SAID // inbound SAs of CHILD SAs that are gone
 }
+
+// AuthNull is what Info says of an end that has proven no identity (RFC 7619).
+const AuthNull = "null"
+
+// Unproven reports that the peer may be anybody: it has proven no identity, nor that
+// it knows the PPK.
+func (i Info) Unproven() bool { return i.RemoteAuth == AuthNull && i.PPK == "" }

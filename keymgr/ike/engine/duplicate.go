@@ -31,6 +31,12 @@ func (n *node) dropDuplicates(rule string) {
 	}
 	slices.SortFunc(refs, func(a, b childRef) int {
 		const together = 5 * time.Second // a start at once, with a retransmission or two
+		if a.cell.unproven != b.cell.unproven {
+			if a.cell.unproven {
+				return 1
+			}
+			return -1
+		}
 		if d := a.since.Sub(b.since); d.Abs() > together {
 			return -cmp.Compare(d, 0)
 		}

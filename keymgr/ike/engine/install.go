@@ -29,10 +29,11 @@ func (x *errand) answer(err error) { x.cell.post(ike.Installed{ID: x.id, Err: er
 const settle = 500 * time.Millisecond
 
 // install performs an Install effect.
-func (n *node) install(c *cell, id uint64, sas []ipsec.SA) {
+func (n *node) install(c *cell, f ike.Install) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	x := &errand{cell: c, id: id}
+	c.unproven = f.Unproven
+	sas, x := f.SAs, &errand{cell: c, id: f.ID}
 	if !n.takesOver(c, sas) {
 		n.installNow(x, sas)
 		return
@@ -81,6 +82,10 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 	c, now := x.cell, time.Now()
 	if !n.cells[c] {
 		return // the machine is gone meanwhile
+	}
+	if err := n.mayInstall(c, sas); err != nil {
+		x.answer(err)
+		return
 	}
 	if n.session == nil && now.Sub(n.since) >= n.e.cfg.Detached {
 		x.answer(fmt.Errorf("no worker is attached for node %q", n.name))

@@ -323,6 +323,11 @@ func (p *pair) setPolicy(rules int) {
 // acquire raises an acquire on a host for rule 0.
 func (h *host) acquire(id uint64) { h.report(push.Acquire{ID: id, Rule: "rule-0", Flow: h.flow()}) }
 
+// acquireOf is an acquire for the packet that another host would send.
+func (h *host) acquireOf(name string) push.Acquire {
+	return push.Acquire{ID: 1, Rule: "rule-0", Flow: (&host{name: name}).flow()}
+}
+
 func (h *host) flow() ipsec.Flow {
 	f := ipsec.Flow{Local: netip.MustParseAddr("10.1.0.1"), Remote: netip.MustParseAddr("10.2.0.1"), Protocol: 17, LocalPort: 1000, RemotePort: 53}
 	if h.name == "b" {

@@ -167,7 +167,7 @@ func (n *node) dial(name string) (*cell, bool) {
 // feed gives waiting negotiations to a peer's IKE SA, a few at a time.
 func (n *node) feed(p *peer) {
 	for len(p.queued) != 0 && len(p.up) != 0 {
-		c := p.up[len(p.up)-1]
+		c := p.best()
 		if len(c.rules) >= maxInFlight {
 			return
 		}
@@ -228,6 +228,10 @@ func (n *node) failed(c *cell, f ike.Failure) {
 		c.anew = slices.Sorted(maps.Keys(n.rulesOf(c)))
 	}
 	if f.Rule != "" {
+		t := n.talks[f.Rule]
+		if t == nil || t.cell != c {
+			return // it was the peer's wish, which holds back none of ours
+		}
 		b := n.retries[f.Rule]
 		if b == nil && n.rules[f.Rule] != nil {
 			b = &backOff{}
@@ -236,9 +240,7 @@ func (n *node) failed(c *cell, f ike.Failure) {
 		if b != nil {
 			b.fail(&n.e.cfg, f)
 		}
-		if t := n.talks[f.Rule]; t != nil && t.cell == c {
-			n.endTalk(f.Rule, f)
-		}
+		n.endTalk(f.Rule, f)
 		return
 	}
 	if c.initiator && !c.established {
@@ -351,6 +353,7 @@ func (n *node) childUp(c *cell, ch ike.Child) {
 	n.ruleOf[ch.ID] = ch.Rule
 	c.children.add(ch.ID)
 	n.removeOrphansLater(ch.Rule)
+	n.dropUnproven(c, ch)
 	if len(n.children[ch.Rule]) > 1 {
 		n.e.after(n.e.cfg.Drain, func() { n.dropDuplicates(ch.Rule) })
 	}

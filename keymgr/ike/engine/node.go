@@ -160,7 +160,7 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 		c.rules = nil
 		return
 	}
-	h.established = true
+	h.established, h.unproven = true, c.unproven
 	p.up = append(p.up, h)
 	n.inherit(c, h, info.Children)
 }
@@ -189,9 +189,10 @@ func (n *node) established(c *cell, info ike.Info) {
 	if c.established {
 		return
 	}
-	c.established = true
+	c.established, c.unproven = true, info.Unproven()
 	c.peer = info.Peer
 	p := n.peer(c.peer)
+	n.keepProven(c)
 	p.up = append(p.up, c)
 	p.backOff = backOff{}
 	p.tell(outcome{})

@@ -185,7 +185,7 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 	case ike.Send:
 		n.send(c, f.Path, f.Data)
 	case ike.Install:
-		n.install(c, f.ID, f.SAs)
+		n.install(c, f)
 	case ike.Remove:
 		n.remove(f.SAs)
 	case ike.NeedPSK:

@@ -34,6 +34,7 @@ const (
 	whyTimeout    = "HALF_OPEN_TIMEOUT"
 	whyDuplicate  = "DUPLICATE_CHILD_SA"
 	whyForgotten  = "INITIAL_CONTACT"
+	whyUnproven   = "IDENTITY_NOT_PROVEN"
 	whyReauth     = "REAUTHENTICATION"
 	whyTooOld     = "STATE_TOO_OLD"
 	whyBehind     = "STATE_NOT_WRITTEN"

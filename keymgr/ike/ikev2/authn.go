@@ -25,7 +25,7 @@ import (
 const (
 	kindPSK         = "psk"
 	kindCertificate = "certificate"
-	kindNull        = "null"
+	kindNull        = ike.AuthNull
 )
 
 // kindOf is the kind of method that an AUTH payload belongs to, "" for those that

@@ -269,7 +269,7 @@ func (m *Machine) installed(ev ike.Installed) {
 
 // installFailed closes a CHILD SA that the worker would not install.
 func (m *Machine) installFailed(c *child, err error) {
-	m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, err.Error(), "look at the worker's log")})
+	m.emit(ike.Failed{Failure: m.childFailure(0, c.Rule, WhyInstall, err.Error(), adviceInstall(err))})
 	c.state = childUp // as far as the peer knows
 	m.deleteChild(c.ID, WhyInstall)
 }

@@ -510,7 +510,7 @@ func (m *Machine) answerChild(err error) {
 		m.uncross(n)
 		c.inAsked = false
 		m.dropChild(c, WhyInstall)
-		f := m.childFailure(s.exchange, n.rule.Name, WhyInstall, err.Error(), "look at the worker's log")
+		f := m.childFailure(s.exchange, n.rule.Name, WhyInstall, err.Error(), adviceInstall(err))
 		m.refuseChild(&wire.Notify{Message: wire.TemporaryFailure}, &f)
 		return
 	}

@@ -1,6 +1,7 @@
 package ikev2
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -60,6 +61,14 @@ func (m *Machine) failure(x wire.ExchangeType, why, detail, advice string) ike.F
 		f.Exchange = wire.CreateChildSA.String()
 	}
 	return f
+}
+
+// adviceInstall says what to do about SAs that were not installed.
+func adviceInstall(err error) string {
+	if errors.Is(err, ike.ErrUnproven) {
+		return "if it is the same peer, have it prove its identity as before; else nothing: a stranger was kept off"
+	}
+	return "look at the worker's log"
 }
 
 // childFailure is a report on one CHILD SA.

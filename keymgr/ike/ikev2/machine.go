@@ -217,8 +217,14 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 func (m *Machine) emit(e ike.Effect) {
 	if f, ok := e.(ike.Install); ok {
 		m.noteInstall(f)
+		f.Unproven = m.unproven()
+		e = f
 	}
 	m.effects = append(m.effects, e)
+}
+
+func (m *Machine) unproven() bool {
+	return ike.Info{RemoteAuth: m.remoteAuth, PPK: m.ppk}.Unproven()
 }
 
 func (m *Machine) drop(why string) { m.emit(ike.Dropped{Why: why}) }

@@ -465,7 +465,7 @@ func (m *Machine) askAgain(c *child, id uint64) {
 	if (m.task == nil || m.task.wait != id) && c.wait != id {
 		c.wait = id
 	}
-	m.effects = append(m.effects, ike.Install{ID: id, SAs: sas})
+	m.effects = append(m.effects, ike.Install{ID: id, SAs: sas, Unproven: m.unproven()})
 }
 
 // asked is an SA that the worker was asked to install and has not acknowledged. It
