@@ -68,17 +68,17 @@ func (e *Engine) byRule(t *spd.Table) ruleSAs {
 // rulesOf lists the rules whose outbound SAs a batch will change.
 func (e *Engine) rulesOf(ops []backend.Op) []int {
 	var rules []int
-	add := func(sa *ipsec.SA) {
-		if i, ok := e.number[sa.Rule]; ok && sa.Direction == ipsec.Outbound && !slices.Contains(rules, i) {
+	add := func(d ipsec.Direction, rule string) {
+		if i, ok := e.number[rule]; ok && d == ipsec.Outbound && !slices.Contains(rules, i) {
 			rules = append(rules, i)
 		}
 	}
 	for _, op := range ops {
 		switch o := e.outs[op.ID]; {
 		case op.Kind == backend.OpInstall:
-			add(op.SA)
+			add(op.SA.Direction, op.SA.Rule)
 		case op.Kind == backend.OpRemove && o != nil:
-			add(o.SA())
+			add(ipsec.Outbound, o.SA().Rule)
 		}
 	}
 	return rules

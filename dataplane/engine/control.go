@@ -145,9 +145,7 @@ func (e *Engine) checkInstall(sa *ipsec.SA, p *plan, s *shadow) error {
 	}
 	switch sa.Direction {
 	case ipsec.Inbound:
-		e.inMu.RLock()
-		in := e.ins[keyOf(sa)]
-		e.inMu.RUnlock()
+		in := e.table(sa.Protocol).lookup(sa.SPI)
 		if s.spis[keyOf(sa)] || in != nil && !s.removed[in.SA().ID] {
 			return fmt.Errorf("%w: inbound SPI %s", backend.ErrExists, sa.SPI)
 		}
@@ -155,9 +153,23 @@ func (e *Engine) checkInstall(sa *ipsec.SA, p *plan, s *shadow) error {
 	case ipsec.Outbound:
 		s.lease[sa.ID] = sa.Lease.Last
 	}
+	e.shareNames(sa)
 	s.installed[sa.ID] = sa
 	p.batch.Install = append(p.batch.Install, sa)
 	return nil
+}
+
+// shareNames makes the names in an SA those that the policy holds already.
+func (e *Engine) shareNames(sa *ipsec.SA) {
+	i, ok := e.number[sa.Rule]
+	if !ok {
+		return
+	}
+	r := &e.state.Load().table.Rules[i]
+	sa.Rule = r.Name
+	if sa.Peer == r.Peer {
+		sa.Peer = r.Peer
+	}
 }
 
 func (e *Engine) checkLease(op backend.Op, s *shadow) error {
@@ -169,7 +181,7 @@ func (e *Engine) checkLease(op backend.Op, s *shadow) error {
 			room--
 		}
 	case o != nil && !s.removed[op.ID]:
-		end, esn, room = max(end, o.lease.Last), o.SA().Suite.ESN, o.LeaseRoom()
+		end, esn, room = max(end, o.lease.Last), o.SA().Suite().ESN, o.LeaseRoom()
 	default:
 		return fmt.Errorf("outbound: %w", backend.ErrNotFound)
 	}
@@ -188,7 +200,7 @@ func (e *Engine) checkLease(op backend.Op, s *shadow) error {
 }
 
 func (e *Engine) has(id ipsec.SAID, s *shadow) bool {
-	return s.installed[id] != nil || (e.outs[id] != nil || e.inID[id] != nil) && !s.removed[id]
+	return s.installed[id] != nil || (e.outs[id] != nil || e.ins[id] != nil) && !s.removed[id]
 }
 
 // do makes a checked operation real. The SAD has installed and removed already.
@@ -199,7 +211,7 @@ func (e *Engine) do(op backend.Op, p plan) error {
 	case backend.OpReplace:
 		if o := e.outs[op.SA.ID]; o != nil {
 			o.path.Store(p.paths[op.SA])
-		} else if in := e.inID[op.SA.ID]; in != nil {
+		} else if in := e.ins[op.SA.ID]; in != nil {
 			in.path.Store(p.paths[op.SA])
 		}
 	case backend.OpRemove:
@@ -217,10 +229,8 @@ func (e *Engine) install(sa *ipsec.SA, p *path) error {
 	if sa.Direction == ipsec.Inbound {
 		in := &inSA{Inbound: e.sad.Inbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors)}
 		in.path.Store(p)
-		in.partly = sa.Mode == ipsec.ModeTransport && sa.Encap != nil
-		e.inMu.Lock()
-		e.ins[keyOf(sa)], e.inID[sa.ID] = in, in
-		e.inMu.Unlock()
+		e.ins[sa.ID] = in
+		e.table(sa.Protocol).put(in)
 		return nil
 	}
 	o := &outSA{Outbound: e.sad.Outbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors), lease: sa.Lease}
@@ -232,13 +242,11 @@ func (e *Engine) install(sa *ipsec.SA, p *path) error {
 
 func (e *Engine) forget(id ipsec.SAID) {
 	delete(e.outs, id)
-	e.inMu.Lock()
-	defer e.inMu.Unlock()
-	if in := e.inID[id]; in != nil {
-		delete(e.inID, id)
+	if in := e.ins[id]; in != nil {
+		delete(e.ins, id)
 		// The SPI may belong to another SA of the same batch by now.
-		if k := keyOf(in.SA()); e.ins[k] == in {
-			delete(e.ins, k)
+		if t := e.table(in.SA().Protocol); t.lookup(in.SA().SPI) == in {
+			t.remove(in.SA().SPI)
 		}
 	}
 }

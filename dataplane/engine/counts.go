@@ -7,6 +7,8 @@ import (
 
 	"github.com/testudo-ipsec/testudo/dataplane/backend"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
+	"github.com/testudo-ipsec/testudo/dataplane/sad"
+	"github.com/testudo-ipsec/testudo/dataplane/spd"
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
 
@@ -56,34 +58,27 @@ func (e *Engine) Counters() backend.Counters {
 
 // Inventory implements backend.Backend.
 func (e *Engine) Inventory() []backend.Installed {
-	sas := e.sad.AppendSAs(nil)
-	counters := map[ipsec.SAID]ipsec.SACounters{}
-	for _, c := range e.sad.AppendCounters(nil) {
-		counters[c.ID] = c
-	}
-	out := make([]backend.Installed, len(sas))
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.inMu.RLock()
-	defer e.inMu.RUnlock()
-	for i, sa := range sas {
-		out[i] = backend.Installed{
-			ID: sa.ID, Direction: sa.Direction, Protocol: sa.Protocol, SPI: sa.SPI, Mode: sa.Mode,
-			Local: sa.Local, Remote: sa.Remote, Encap: sa.Encap, Suite: sa.Suite, Selectors: sa.Selectors,
-			Rule: sa.Rule, Peer: sa.Peer, Child: sa.Child, Lease: sa.Lease, Counters: counters[sa.ID],
-		}
-		var p *path
-		if o := e.outs[sa.ID]; o != nil {
-			p, out[i].Lease = o.path.Load(), o.lease
-		} else if in := e.inID[sa.ID]; in != nil {
-			p = in.path.Load()
-		}
-		if p != nil { // moved since it was installed
-			out[i].Local, out[i].Remote, out[i].Encap = p.local.Addr(), p.remote.Addr(), p.encap
-		}
+	out := make([]backend.Installed, 0, len(e.ins)+len(e.outs))
+	for _, in := range e.ins {
+		out = append(out, installed(in.SA(), &in.sel, in.path.Load(), in.Counters()))
+	}
+	for _, o := range e.outs {
+		x := installed(o.SA(), &o.sel, o.path.Load(), o.Counters())
+		x.Lease = o.lease
+		out = append(out, x)
 	}
 	slices.SortFunc(out, func(a, b backend.Installed) int { return cmp.Compare(a.ID, b.ID) })
 	return out
+}
+
+func installed(sa *sad.SA, sel *spd.Selectors, p *path, c ipsec.SACounters) backend.Installed {
+	return backend.Installed{
+		ID: sa.ID, Direction: sa.Direction, Protocol: sa.Protocol, SPI: sa.SPI, Mode: sa.Mode,
+		Local: p.local.Addr(), Remote: p.remote.Addr(), Encap: p.encap, Suite: sa.Suite(), Selectors: sel.List(),
+		Rule: sa.Rule, Peer: sa.Peer, Child: sa.Child, Counters: c,
+	}
 }
 
 // Explain implements backend.Backend.
@@ -108,7 +103,7 @@ func (e *Engine) Explain(f ipsec.Flow, d ipsec.Direction) backend.Explanation {
 	}
 	if r.out != nil {
 		sa, p := r.out.SA(), r.out.path.Load()
-		x.SA, x.SPI, x.Mode, x.Suite = sa.ID, sa.SPI, sa.Mode, sa.Suite.String()
+		x.SA, x.SPI, x.Mode, x.Suite = sa.ID, sa.SPI, sa.Mode, sa.Suite().String()
 		x.Local, x.Remote = p.local.Addr(), p.remote.Addr()
 		x.Detail = "rule " + x.Rule + " secures it with " + sa.ID.String()
 	}

@@ -63,6 +63,7 @@ type Engine struct {
 
 	mu         sync.Mutex // the control side; guards what follows
 	outs       map[ipsec.SAID]*outSA
+	ins        map[ipsec.SAID]*inSA
 	policy     *ipsec.NodePolicy
 	number     map[string]int // of a rule in the table, by name
 	stamps     uint64
@@ -70,10 +71,7 @@ type Engine struct {
 	closed     bool
 	keepalives keepalives
 
-	inMu sync.RWMutex // guards ins, which socket goroutines read on a miss
-	ins  map[inKey]*inSA
-	inID map[ipsec.SAID]*inSA
-
+	esp, ah  inTable // ins by SPI; mu is for writing
 	acquires acquires
 	outw     []*outWorker
 	inw      []*inWorker
@@ -110,8 +108,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg:  cfg,
 		sad:  sad.New(),
 		outs: map[ipsec.SAID]*outSA{},
-		ins:  map[inKey]*inSA{},
-		inID: map[ipsec.SAID]*inSA{},
+		ins:  map[ipsec.SAID]*inSA{},
 		stop: make(chan struct{}),
 	}
 	e.mtu.Store(defaultMTU)

@@ -299,6 +299,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		{"same ID", []backend.Op{op(5), op(1)}, 1, backend.ErrExists},
 		{"same ID twice in the batch", []backend.Op{op(5), op(5)}, 1, backend.ErrExists},
 		{"same inbound SPI", []backend.Op{change(inOp(6), func(s *ipsec.SA) { s.SPI = 0x1002 })}, 0, backend.ErrExists},
+		{"same inbound SPI twice in the batch", []backend.Op{inOp(7), change(inOp(8), func(s *ipsec.SA) { s.SPI = 0x1007 })}, 1, backend.ErrExists},
 		{"AH with the keys of ESP", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.Protocol = ipsec.ProtocolAH })}, 1, backend.ErrNotUsable},
 		{"short key", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.EncrKey = ipsec.CopySecret([]byte{1}) })}, 1, backend.ErrNotUsable},
 		{"no socket", []backend.Op{op(5), change(op(6), func(s *ipsec.SA) { s.Encap.LocalPort = 9 })}, 1, backend.ErrNotUsable},

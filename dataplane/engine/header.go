@@ -28,13 +28,13 @@ func (e *Engine) headerOf(rule string) ipsec.OuterHeader {
 }
 
 // dress prepares the outer header of a path.
-func (e *Engine) dress(p *path, sa *ipsec.SA, h ipsec.OuterHeader) error {
+func (e *Engine) dress(p *path, protocol ipsec.Protocol, mode ipsec.Mode, h ipsec.OuterHeader) error {
 	p.header, p.room = h, 0
-	if sa.Protocol == ipsec.ProtocolESP && (sa.Mode != ipsec.ModeTunnel || h == ipsec.OuterHeader{}) {
+	if protocol == ipsec.ProtocolESP && (mode != ipsec.ModeTunnel || h == ipsec.OuterHeader{}) {
 		return nil
 	}
 	c := packet.OuterConfig{
-		Local: sa.Local, Remote: sa.Remote, Protocol: packet.ProtoESP,
+		Local: p.local.Addr(), Remote: p.remote.Addr(), Protocol: packet.ProtoESP,
 		FixedDSCP: h.FixedDSCP, DSCP: h.DSCP,
 	}
 	switch h.DF {
@@ -44,9 +44,9 @@ func (e *Engine) dress(p *path, sa *ipsec.SA, h ipsec.OuterHeader) error {
 		c.DF = packet.DFClear
 	}
 	switch {
-	case sa.Protocol == ipsec.ProtocolAH:
+	case protocol == ipsec.ProtocolAH:
 		c.Protocol = packet.ProtoAH
-	case sa.Encap != nil:
+	case p.encap != nil:
 		c.Protocol = packet.ProtoUDP
 	}
 	outer, err := packet.NewOuter(c)
@@ -54,17 +54,17 @@ func (e *Engine) dress(p *path, sa *ipsec.SA, h ipsec.OuterHeader) error {
 		return fmt.Errorf("%w: %w", backend.ErrNotUsable, err)
 	}
 	p.outer = &outer
-	if sa.Protocol != ipsec.ProtocolESP || !sa.Local.Is4() || h.DF != ipsec.DFCopy && h.DF != ipsec.DFClear {
+	if protocol != ipsec.ProtocolESP || !p.local.Addr().Is4() || h.DF != ipsec.DFCopy && h.DF != ipsec.DFClear {
 		return nil
 	}
-	if sa.Encap != nil && sa.Encap.TCP { // a stream has no DF of ours
+	if p.encap != nil && p.encap.TCP { // a stream has no DF of ours
 		return nil
 	}
 	if e.cfg.Clear[0] == nil {
 		return fmt.Errorf("%w: the rule copies or clears DF, and there is no socket for whole packets", backend.ErrNotUsable)
 	}
 	p.room = uint8(outer.Len())
-	if sa.Encap != nil {
+	if p.encap != nil {
 		p.room += natt.UDPLen
 	}
 	return nil
@@ -78,12 +78,9 @@ func (e *Engine) redress() error {
 		if h == old.header {
 			continue
 		}
-		sa := *o.SA()
-		sa.Local, sa.Remote, sa.Encap = old.local.Addr(), old.remote.Addr(), old.encap // it may have moved
 		p := &path{socket: old.socket, local: old.local, remote: old.remote, encap: old.encap}
-		p.mtu.Store(old.mtu.Load())
-		p.mtuAt.Store(old.mtuAt.Load())
-		if err := e.dress(p, &sa, h); err != nil {
+		p.learnt.Store(old.learnt.Load())
+		if err := e.dress(p, o.SA().Protocol, o.SA().Mode, h); err != nil {
 			return err
 		}
 		o.path.Store(p)

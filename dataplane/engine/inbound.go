@@ -173,9 +173,7 @@ func (w *inWorker) lookup(spi ipsec.SPI) *inSA {
 	if slot.spi == spi && slot.stamp == stamp {
 		return slot.in
 	}
-	w.e.inMu.RLock()
-	in := w.e.ins[inKey{w.protocol(), spi}]
-	w.e.inMu.RUnlock()
+	in := w.e.table(w.protocol()).lookup(spi)
 	if in != nil {
 		*slot = spiSlot{spi, stamp, in}
 	}
@@ -266,7 +264,7 @@ func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 		if p.h.Version == 6 && p.h.Length > int(w.e.mtu.Load()) && !p.h.Fragment() {
 			return w.cutUp(p)
 		}
-	} else if why := p.finish(in.partly); why != packet.WhyOK {
+	} else if why := p.finish(in.path.Load().encap != nil); why != packet.WhyOK {
 		return why
 	}
 	w.gro.add(p, &k)

@@ -66,9 +66,7 @@ type path struct {
 	room   uint8
 	outer  *packet.Outer
 
-	// What ICMP said of this path, and when (Unix nanoseconds). 0: nothing.
-	mtu   atomic.Int32
-	mtuAt atomic.Int64
+	learnt atomic.Uint64 // the MTU that ICMP told of, and above it when (Unix seconds); 0 for none
 }
 
 // pathMTULife is how long a learnt MTU is believed.
@@ -78,16 +76,16 @@ func (p *path) learn(mtu int, now int64) {
 	if old := p.known(now); old != 0 && mtu > old {
 		return
 	}
-	p.mtu.Store(int32(mtu))
-	p.mtuAt.Store(now)
+	p.learnt.Store(uint64(now/int64(time.Second))<<16 | uint64(min(mtu, 65535)))
 }
 
 // known is the learnt MTU, 0 for none.
 func (p *path) known(now int64) int {
-	if m := p.mtu.Load(); m != 0 && now-p.mtuAt.Load() < int64(pathMTULife) {
-		return int(m)
+	l := p.learnt.Load()
+	if l == 0 || now/int64(time.Second)-int64(l>>16) >= int64(pathMTULife/time.Second) {
+		return 0
 	}
-	return 0
+	return int(l & 65535)
 }
 
 // innerMTU is the largest packet that fits through the path once sealed; 0 when
@@ -141,7 +139,7 @@ func (e *Engine) newPath(sa *ipsec.SA) (*path, error) {
 		remote: netip.AddrPortFrom(sa.Remote, rport),
 		encap:  sa.Encap,
 	}
-	return p, e.dress(p, sa, e.headerOf(sa.Rule))
+	return p, e.dress(p, sa.Protocol, sa.Mode, e.headerOf(sa.Rule))
 }
 
 // inKey names an inbound SA: ESP and AH have numbers of their own (RFC 4301 §4.1).
@@ -160,20 +158,19 @@ type inSA struct {
 
 	// A peer may send the same SA's packets with and without UDP (RFC 7296
 	// §2.23), that is to two goroutines. The lock is held for a burst.
-	mu     sync.Mutex
-	moved  netip.AddrPort // reported last
-	badAt  int64          // when BadSelectors was reported last
-	partly bool           // transport mode in UDP: see inWorker.rebuild
+	mu    sync.Mutex
+	moved *netip.AddrPort // reported last
+	badAt int64           // when BadSelectors was reported last
 }
 
 // reportMove says once for each new place that a peer has moved to. Only
 // authenticated packets lead here (RFC 3948 §4). The caller holds in.mu.
 func (in *inSA) reportMove(e *Engine, local, remote netip.AddrPort) {
 	p := in.path.Load()
-	if p.remote == remote || in.moved == remote || p.encap == nil {
+	if p.remote == remote || in.moved != nil && *in.moved == remote || p.encap == nil {
 		return
 	}
-	in.moved = remote
+	in.moved = new(remote)
 	e.cfg.Emit(backend.PeerMoved{ID: in.SA().ID, Path: backend.Path{Local: local, Remote: remote}})
 }
 

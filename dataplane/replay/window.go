@@ -25,7 +25,7 @@ type Window struct {
 	ring  []uint64
 	top   uint64 // highest number authenticated so far, T in RFC 4303
 	floor uint64
-	size  uint64 // W; 0 switches the check off
+	size  uint32 // W; 0 switches the check off
 	esn   bool
 }
 
@@ -40,7 +40,7 @@ func New(size uint32, esn bool, floor uint64) (Window, error) {
 	if !esn && floor > 1<<32-1 {
 		return Window{}, fmt.Errorf("replay floor %d: without extended sequence numbers the highest is %d", floor, uint32(1<<32-1))
 	}
-	w := Window{size: uint64(size), esn: esn, top: floor, floor: floor}
+	w := Window{size: size, esn: esn, top: floor, floor: floor}
 	if size != 0 {
 		words := 2
 		for words < int(size)/64+1 {
@@ -68,7 +68,7 @@ func (w *Window) Check(low uint32) (uint64, packet.Why) {
 
 // infer finds the high half of a number (RFC 4303 Appendix A2.2).
 func (w *Window) infer(low uint32) (uint64, bool) {
-	width := uint32(w.size)
+	width := w.size
 	if width == 0 {
 		// No window to place: take the number closest to the top.
 		width = 1 << 31
@@ -100,7 +100,7 @@ func (w *Window) test(seq uint64) packet.Why {
 		return packet.WhySeqZero
 	case seq > w.top:
 		return packet.WhyOK
-	case w.top-seq >= w.size:
+	case w.top-seq >= uint64(w.size):
 		return packet.WhyOld
 	case w.ring[w.word(seq)]&(1<<(seq&63)) != 0:
 		return packet.WhyReplay
@@ -136,4 +136,4 @@ func (w *Window) Update(seq uint64) packet.Why {
 func (w *Window) Top() uint64 { return w.top }
 
 // Size is W, 0 when the check is off.
-func (w *Window) Size() uint32 { return uint32(w.size) }
+func (w *Window) Size() uint32 { return w.size }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -28,9 +29,36 @@ var limitCauses = map[limit]string{
 	hardBytes: "bytes", hardPackets: "packets", hardTime: "time", hardUse: "use",
 }
 
+// SA is what the worker has to remember of an ipsec.SA, of which there may be very
+// many: not its keys, and not where it leads and what may travel in it, which the
+// packet path keeps in its own form.
+type SA struct {
+	ID        ipsec.SAID
+	Child     uint64
+	SPI       ipsec.SPI
+	Resource  uint32
+	Direction ipsec.Direction
+	Protocol  ipsec.Protocol
+	Mode      ipsec.Mode
+	Rule      string
+	Peer      string
+	suite     unique.Handle[ipsec.Suite] // few, and large
+}
+
+// Suite is the SA's suite.
+func (s *SA) Suite() ipsec.Suite { return s.suite.Value() }
+
+// limits is an ipsec.Lifetime without the limits in time since installation, which are
+// among the deadlines.
+type limits struct {
+	bytes, packets   ipsec.Limit
+	useSoft, useHard time.Duration
+}
+
 // common is what inbound and outbound SAs share.
 type common struct {
-	sa     ipsec.SA // without keys
+	sa     SA
+	limits limits
 	events *events
 
 	dead   atomic.Uint32 // a packet.Why: 0 while the SA may be used
@@ -46,7 +74,7 @@ type common struct {
 
 	// SAD.mu guards these.
 	at     [len(timeLimits)]int64 // when each of timeLimits is met, in Unix nanoseconds; 0 for none, and once it is
-	heapAt int                    // index in deadlines plus 1; 0 when not there
+	heapAt int32                  // index in deadlines plus 1; 0 when not there
 }
 
 func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
@@ -69,8 +97,11 @@ func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
 	if l := sa.Lifetime; l.TimeSoft < 0 || l.TimeHard < 0 || l.UseSoft < 0 || l.UseHard < 0 {
 		return fmt.Errorf("sad: %s has a negative lifetime (soft %s, hard %s, in use soft %s, hard %s)", sa.ID, l.TimeSoft, l.TimeHard, l.UseSoft, l.UseHard)
 	}
-	c.sa = *sa
-	c.sa.EncrKey, c.sa.IntegKey = ipsec.Secret{}, ipsec.Secret{}
+	c.sa = SA{
+		ID: sa.ID, Child: sa.Child, SPI: sa.SPI, Resource: sa.Resource, Direction: sa.Direction, Protocol: sa.Protocol, Mode: sa.Mode,
+		Rule: sa.Rule, Peer: sa.Peer, suite: unique.Make(sa.Suite),
+	}
+	c.limits = limits{sa.Lifetime.Bytes, sa.Lifetime.Packets, sa.Lifetime.UseSoft, sa.Lifetime.UseHard}
 	c.events = e
 	c.setAt(softTime, now.UnixNano(), sa.Lifetime.TimeSoft)
 	c.hardAt = c.setAt(hardTime, now.UnixNano(), sa.Lifetime.TimeHard)
@@ -80,13 +111,13 @@ func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
 // carried notes that the SA carried a packet at now.
 func (c *common) carried(now int64) {
 	c.used.Store(now)
-	if c.first.Load() == 0 && c.first.CompareAndSwap(0, now) && (c.sa.Lifetime.UseSoft != 0 || c.sa.Lifetime.UseHard != 0) {
+	if c.first.Load() == 0 && c.first.CompareAndSwap(0, now) && (c.limits.useSoft != 0 || c.limits.useHard != 0) {
 		c.events.begin(c)
 	}
 }
 
-// SA is the SA's description, without keys. It must not be changed.
-func (c *common) SA() *ipsec.SA { return &c.sa }
+// SA is what is remembered of the SA. It must not be changed.
+func (c *common) SA() *SA { return &c.sa }
 
 // usable says whether the SA may be used at now, and why not.
 func (c *common) usable(now int64) packet.Why {
@@ -97,7 +128,7 @@ func (c *common) usable(now int64) packet.Why {
 		c.meet(hardTime)
 		return packet.WhyHardTime
 	}
-	if d := c.sa.Lifetime.UseHard; d != 0 {
+	if d := c.limits.useHard; d != 0 {
 		if first := c.first.Load(); first != 0 && now-first >= int64(d) {
 			c.meet(hardUse)
 			return packet.WhyHardUse
@@ -128,17 +159,17 @@ func (c *common) meet(l limit) {
 
 // counted raises the limits that the totals have reached.
 func (c *common) counted(bytes, packets uint64) {
-	l := &c.sa.Lifetime
-	if l.Bytes.Soft != 0 && bytes >= l.Bytes.Soft {
+	l := &c.limits
+	if l.bytes.Soft != 0 && bytes >= l.bytes.Soft {
 		c.meet(softBytes)
 	}
-	if l.Packets.Soft != 0 && packets >= l.Packets.Soft {
+	if l.packets.Soft != 0 && packets >= l.packets.Soft {
 		c.meet(softPackets)
 	}
-	if l.Bytes.Hard != 0 && bytes >= l.Bytes.Hard {
+	if l.bytes.Hard != 0 && bytes >= l.bytes.Hard {
 		c.meet(hardBytes)
 	}
-	if l.Packets.Hard != 0 && packets >= l.Packets.Hard {
+	if l.packets.Hard != 0 && packets >= l.packets.Hard {
 		c.meet(hardPackets)
 	}
 }
@@ -158,36 +189,4 @@ func (c *common) counters(top uint64) ipsec.SACounters {
 		r.Used = time.Unix(0, t)
 	}
 	return r
-}
-
-// Permits reports whether a packet may travel on this SA (RFC 4301 §5.2). A
-// packet without ports (a later fragment, or a protocol that has none) matches
-// only selectors whose ports are ANY or OPAQUE (RFC 4301 §4.4.1.1, §7).
-func (c *common) Permits(h *packet.Header, f ipsec.Flow) bool {
-	for i := range c.sa.Selectors {
-		s := &c.sa.Selectors[i]
-		if h.HasPorts && !s.Local.Opaque() && !s.Remote.Opaque() {
-			if s.Matches(f) {
-				return true
-			}
-			continue
-		}
-		if permitsPorts(h, &s.Local, f.Protocol, f.LocalPort) && permitsPorts(h, &s.Remote, f.Protocol, f.RemotePort) &&
-			s.Local.ContainsAddr(f.Local) && s.Remote.ContainsAddr(f.Remote) {
-			return true
-		}
-	}
-	return false
-}
-
-// permitsPorts looks at protocol and port of one side. OPAQUE means that the
-// port is not to be had: it matches only packets without ports.
-func permitsPorts(h *packet.Header, t *ipsec.TrafficSelector, proto uint8, port uint16) bool {
-	if t.Protocol != 0 && t.Protocol != proto {
-		return false
-	}
-	if h.HasPorts {
-		return !t.Opaque() && port >= t.PortFirst && port <= t.PortLast
-	}
-	return t.AnyPort() || t.Opaque()
 }

@@ -24,10 +24,10 @@ func (d *deadlines) begin(begun []*common) {
 		if c.dead.Load() != 0 {
 			continue // it has met a hard limit, or is removed
 		}
-		c.setAt(softUse, c.first.Load(), c.sa.Lifetime.UseSoft)
-		c.setAt(hardUse, c.first.Load(), c.sa.Lifetime.UseHard)
+		c.setAt(softUse, c.first.Load(), c.limits.useSoft)
+		c.setAt(hardUse, c.first.Load(), c.limits.useHard)
 		if c.heapAt != 0 {
-			heap.Fix(&d.h, c.heapAt-1)
+			heap.Fix(&d.h, int(c.heapAt)-1)
 		} else {
 			d.add(c)
 		}
@@ -56,7 +56,7 @@ func (c *common) due() (next int64) {
 
 func (d *deadlines) remove(c *common) {
 	if c.heapAt != 0 {
-		heap.Remove(&d.h, c.heapAt-1)
+		heap.Remove(&d.h, int(c.heapAt)-1)
 	}
 }
 
@@ -92,13 +92,13 @@ func (h dueHeap) Len() int           { return len(h) }
 func (h dueHeap) Less(i, j int) bool { return h[i].due() < h[j].due() }
 func (h dueHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].heapAt, h[j].heapAt = i+1, j+1
+	h[i].heapAt, h[j].heapAt = int32(i+1), int32(j+1)
 }
 
 func (h *dueHeap) Push(x any) {
 	c := x.(*common)
 	*h = append(*h, c)
-	c.heapAt = len(*h)
+	c.heapAt = int32(len(*h))
 }
 
 func (h *dueHeap) Pop() any {

@@ -2,8 +2,8 @@
 // §4.4.2): the keys, windows, counters, leases and lifetimes of SAs in use.
 //
 // Who owns what:
-//   - SAD: its table is read by any goroutine without a lock; Apply, Advance
-//     and the reports are for the control side, and take a lock.
+//   - SAD: Apply, Advance and the reports are for the control side, and take a
+//     lock. The packet path has pointers to its SAs and does not come here.
 //   - Inbound: one goroutine opens packets of it, at most, at any time. Counters
 //     may be read by others.
 //   - Outbound: any goroutine reserves numbers; each seals with a Sealer of its

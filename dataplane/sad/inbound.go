@@ -17,8 +17,8 @@ import (
 type Inbound struct {
 	common
 	top    atomic.Uint64
-	opener *esp.Opener // ESP
-	ah     *ah.Opener  // AH
+	opener esp.Opener // ESP
+	ah     *ah.Opener // AH
 	window replay.Window
 }
 
@@ -34,7 +34,10 @@ func newInbound(sa *ipsec.SA, now time.Time, e *events) (*Inbound, error) {
 	if sa.Protocol == ipsec.ProtocolAH {
 		in.ah, err = ah.NewOpener(sa)
 	} else {
-		in.opener, err = esp.NewOpener(sa)
+		var o *esp.Opener
+		if o, err = esp.NewOpener(sa); err == nil {
+			in.opener = *o
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("sad: %w", err)
@@ -55,7 +58,7 @@ func newInbound(sa *ipsec.SA, now time.Time, e *events) (*Inbound, error) {
 // removes traffic-flow padding. The inner check against the selectors is the
 // caller's, who parses the packet anyway: see Permits.
 func (in *Inbound) OpenBurst(now int64, jobs []esp.OpenJob) int {
-	if why := in.serves(in.opener != nil, now); why != packet.WhyOK {
+	if why := in.serves(in.ah == nil, now); why != packet.WhyOK {
 		n := uint64(0)
 		for i := range jobs {
 			if jobs[i].Why == packet.WhyOK {
@@ -200,12 +203,12 @@ func (in *Inbound) accept(seq uint64, payload []byte, next uint8, why packet.Why
 	if why != packet.WhyOK {
 		return payload, why
 	}
-	l, size := &in.sa.Lifetime, uint64(len(payload))
-	if l.Bytes.Hard != 0 && t.bytes+size > l.Bytes.Hard {
+	l, size := &in.limits, uint64(len(payload))
+	if l.bytes.Hard != 0 && t.bytes+size > l.bytes.Hard {
 		in.meet(hardBytes)
 		return payload, packet.WhyHardBytes
 	}
-	if l.Packets.Hard != 0 && t.packets+1 > l.Packets.Hard {
+	if l.packets.Hard != 0 && t.packets+1 > l.packets.Hard {
 		in.meet(hardPackets)
 		return payload, packet.WhyHardPackets
 	}

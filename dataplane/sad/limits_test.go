@@ -246,7 +246,7 @@ func TestInboundLimits(t *testing.T) {
 			jobs := sealJobs(s, 10, 100)
 			d.Outbound(1).SealBurst(at(0), s, jobs)
 			received := openJobs(jobs)
-			opened += d.Lookup(0x1000).OpenBurst(at(0), received)
+			opened += d.Inbound(2).OpenBurst(at(0), received)
 			why = received[9].Why
 		}
 		if c := d.Inbound(2).Counters(); opened != v.opened || c.Packets != uint64(v.opened) || c.Bytes != uint64(v.opened*100) || why != v.why || c.Errors != uint64(40-v.opened) {
@@ -403,7 +403,7 @@ func TestWake(t *testing.T) {
 
 func TestNoAllocations(t *testing.T) {
 	d := install(t, newSA(1, ipsec.Outbound, 0x1000), newSA(2, ipsec.Inbound, 0x1000))
-	out, in := d.Outbound(1), d.Lookup(0x1000)
+	out, in := d.Outbound(1), d.Inbound(2)
 	s := sealer(t, out)
 	jobs, open := sealJobs(s, 32, 1000), make([]esp.OpenJob, 32)
 	if n := testing.AllocsPerRun(50, func() {
@@ -429,7 +429,7 @@ func BenchmarkBurst(b *testing.B) {
 		if err := d.Outbound(1).AddLease(ipsec.Lease{First: 1 << 20, Last: 1 << 40}); err != nil {
 			b.Fatal(err)
 		}
-		out, in := d.Outbound(1), d.Lookup(0x1000)
+		out, in := d.Outbound(1), d.Inbound(2)
 		s := sealer(b, out)
 		jobs, open := sealJobs(s, 32, size), make([]esp.OpenJob, 32)
 		b.Run([]string{"64", "1400"}[size/1400], func(b *testing.B) {

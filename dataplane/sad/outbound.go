@@ -171,9 +171,9 @@ func (o *Outbound) charge(jobs []esp.SealJob, served int) int {
 			size += uint64(jobs[i].Payload())
 		}
 	}
-	l := &o.sa.Lifetime
+	l := &o.limits
 	bytes, packets := o.bytes.Add(size), o.packets.Add(uint64(served))
-	if (l.Bytes.Hard == 0 || bytes <= l.Bytes.Hard) && (l.Packets.Hard == 0 || packets <= l.Packets.Hard) {
+	if (l.bytes.Hard == 0 || bytes <= l.bytes.Hard) && (l.packets.Hard == 0 || packets <= l.packets.Hard) {
 		o.counted(bytes, packets)
 		return served
 	}
@@ -196,15 +196,15 @@ func (o *Outbound) charge(jobs []esp.SealJob, served int) int {
 
 // spend charges one packet under hard limits.
 func (o *Outbound) spend(size uint64) packet.Why {
-	l := &o.sa.Lifetime
+	l := &o.limits
 	packets := o.packets.Add(1)
-	if l.Packets.Hard != 0 && packets > l.Packets.Hard {
+	if l.packets.Hard != 0 && packets > l.packets.Hard {
 		o.packets.Add(^uint64(0))
 		o.meet(hardPackets)
 		return packet.WhyHardPackets
 	}
 	bytes := o.bytes.Add(size)
-	if l.Bytes.Hard != 0 && bytes > l.Bytes.Hard {
+	if l.bytes.Hard != 0 && bytes > l.bytes.Hard {
 		o.bytes.Add(-size)
 		o.packets.Add(^uint64(0))
 		o.meet(hardBytes)

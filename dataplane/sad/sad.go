@@ -11,8 +11,6 @@ import (
 
 // SAD holds the SAs of one worker. The zero value is not ready: use New.
 type SAD struct {
-	esp, ah table // inbound
-
 	mu        sync.Mutex
 	in        map[ipsec.SAID]*Inbound
 	out       map[ipsec.SAID]*Outbound
@@ -38,8 +36,8 @@ type Batch struct {
 
 // Apply installs and removes SAs. Removals come first, so an SPI may pass from a
 // removed SA to an installed one. On an error nothing has changed; the error
-// names the SA. Keys are not kept in the ipsec.SA that Inbound and Outbound
-// report, and the caller may wipe its own afterwards.
+// names the SA. The caller may wipe its keys afterwards. That no two inbound SAs
+// have one protocol and SPI is the caller's to see to, who finds SAs by them.
 func (d *SAD) Apply(now time.Time, b Batch) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -56,7 +54,6 @@ func (d *SAD) Apply(now time.Time, b Batch) error {
 	}
 	for _, in := range plan.in {
 		d.in[in.sa.ID] = in
-		d.table(in.sa.Protocol).put(uint32(in.sa.SPI), in)
 		d.deadlines.add(&in.common)
 	}
 	for _, out := range plan.out {
@@ -64,21 +61,6 @@ func (d *SAD) Apply(now time.Time, b Batch) error {
 		d.deadlines.add(&out.common)
 	}
 	return nil
-}
-
-// table is where the inbound SAs of a protocol are: those of ESP and of AH may
-// have the same SPI (RFC 4301 §4.1).
-func (d *SAD) table(p ipsec.Protocol) *table {
-	if p == ipsec.ProtocolAH {
-		return &d.ah
-	}
-	return &d.esp
-}
-
-// name is what a packet from a unicast peer carries of its SA (RFC 4301 §4.1).
-type name struct {
-	protocol ipsec.Protocol
-	spi      ipsec.SPI
 }
 
 // removable checks that every SA named is there.
@@ -98,11 +80,10 @@ type plan struct {
 	out []*Outbound
 }
 
-// plan makes the SAs of a batch and checks that none collides.
+// plan makes the SAs of a batch and checks that none is there already.
 func (d *SAD) plan(now time.Time, install []*ipsec.SA, removed map[ipsec.SAID]bool) (plan, error) {
 	var p plan
 	ids := make(map[ipsec.SAID]bool, len(install))
-	names := make(map[name]ipsec.SAID)
 	for _, sa := range install {
 		if ids[sa.ID] || !removed[sa.ID] && (d.in[sa.ID] != nil || d.out[sa.ID] != nil) {
 			return plan{}, fmt.Errorf("sad: %s is installed already; remove it in the same batch to replace it", sa.ID)
@@ -120,14 +101,6 @@ func (d *SAD) plan(now time.Time, install []*ipsec.SA, removed map[ipsec.SAID]bo
 		if err != nil {
 			return plan{}, err
 		}
-		n := name{sa.Protocol, sa.SPI}
-		if other, ok := names[n]; ok {
-			return plan{}, fmt.Errorf("sad: %s and %s of one batch share the inbound %s SPI %s", other, sa.ID, sa.Protocol, sa.SPI)
-		}
-		if other := d.table(sa.Protocol).lookup(uint32(sa.SPI)); other != nil && !removed[other.sa.ID] {
-			return plan{}, fmt.Errorf("sad: the inbound %s SPI %s of %s belongs to %s", sa.Protocol, sa.SPI, sa.ID, other.sa.ID)
-		}
-		names[n] = sa.ID
 		p.in = append(p.in, in)
 	}
 	return p, nil
@@ -136,7 +109,6 @@ func (d *SAD) plan(now time.Time, install []*ipsec.SA, removed map[ipsec.SAID]bo
 func (d *SAD) remove(id ipsec.SAID) {
 	if in := d.in[id]; in != nil {
 		in.die(packet.WhyRemoved)
-		d.table(in.sa.Protocol).remove(uint32(in.sa.SPI))
 		d.deadlines.remove(&in.common)
 		delete(d.in, id)
 		return
@@ -147,14 +119,8 @@ func (d *SAD) remove(id ipsec.SAID) {
 	delete(d.out, id)
 }
 
-// Lookup finds the inbound ESP SA of an SPI, or nil. It takes no lock. For unicast
-// protocol and SPI name the SA; the destination address need not (RFC 4301 §4.1).
-func (d *SAD) Lookup(spi ipsec.SPI) *Inbound { return d.esp.lookup(uint32(spi)) }
-
-// LookupAH is Lookup for AH.
-func (d *SAD) LookupAH(spi ipsec.SPI) *Inbound { return d.ah.lookup(uint32(spi)) }
-
-// Inbound finds an inbound SA by its name, or nil.
+// Inbound finds an inbound SA by its name, or nil. The packet path finds it by SPI,
+// elsewhere.
 func (d *SAD) Inbound(id ipsec.SAID) *Inbound {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -185,19 +151,6 @@ func (d *SAD) AppendCounters(dst []ipsec.SACounters) []ipsec.SACounters {
 	}
 	for _, out := range d.out {
 		dst = append(dst, out.Counters())
-	}
-	return dst
-}
-
-// AppendSAs appends the descriptions of every SA, without keys.
-func (d *SAD) AppendSAs(dst []ipsec.SA) []ipsec.SA {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, in := range d.in {
-		dst = append(dst, in.sa)
-	}
-	for _, out := range d.out {
-		dst = append(dst, out.sa)
 	}
 	return dst
 }

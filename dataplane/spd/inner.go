@@ -36,6 +36,21 @@ func CompileSelectors(list []ipsec.Selector) Selectors {
 	return s
 }
 
+// List is what was compiled.
+func (s *Selectors) List() []ipsec.Selector {
+	list := make([]ipsec.Selector, len(s.list))
+	for i := range s.list {
+		x := &s.list[i]
+		side := func(a span, p ports) ipsec.TrafficSelector {
+			return ipsec.TrafficSelector{
+				Protocol: x.protocol, First: a.first.addr(x.v4), Last: a.last.addr(x.v4), PortFirst: p.first, PortLast: p.last,
+			}
+		}
+		list[i] = ipsec.Selector{Local: side(x.local, x.localPort), Remote: side(x.remote, x.remotePort)}
+	}
+	return list
+}
+
 // Check says whether a packet may travel in the SA: on the way in it is the
 // inner check of RFC 4301 §5.2, on the way out it picks the SA. The answer is
 // WhyOK, WhyInner, or WhyFragment for a later fragment that only selectors

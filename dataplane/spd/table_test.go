@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
@@ -229,6 +230,55 @@ func TestSelectorsAreTheInnerCheck(t *testing.T) {
 	k := PacketKey(&h, b, ipsec.Inbound)
 	if got := s.Check(&k); got != packet.WhyFragment {
 		t.Errorf("later fragment under a selector with ports: got %s, want %s", got, packet.WhyFragment)
+	}
+}
+
+// A packet without ports (a later fragment, or of a protocol that has none) matches only
+// selectors whose ports are ANY or OPAQUE (RFC 4301 §4.4.1.1, §7).
+func TestSelectorsOfAnSA(t *testing.T) {
+	sel := func(s string, proto uint8, lo, hi uint16) ipsec.TrafficSelector {
+		ts := ipsec.PrefixSelector(netip.MustParsePrefix(s))
+		ts.Protocol, ts.PortFirst, ts.PortLast = proto, lo, hi
+		return ts
+	}
+	any16 := []ipsec.Selector{{Local: sel("10.1.0.0/16", 0, 0, 65535), Remote: sel("10.2.0.0/16", 0, 0, 65535)}}
+	low := []ipsec.Selector{{Local: sel("10.1.0.0/16", 6, 0, 65535), Remote: sel("10.2.0.0/16", 6, 0, 1023)}}
+	opaque := []ipsec.Selector{{Local: sel("10.1.0.0/16", 6, 65535, 0), Remote: sel("10.2.0.0/16", 6, 65535, 0)}}
+	six := []ipsec.Selector{{Local: sel("2001:db8:1::/48", 17, 5, 6), Remote: sel("2001:db8:2::/127", 17, 0, 65535)}}
+	tcp := func(l, r uint16) ipsec.Flow { return flow("10.1.0.1", "10.2.0.2", 6, l, r) }
+	for _, v := range []struct {
+		name string
+		sel  []ipsec.Selector
+		f    ipsec.Flow
+		bare bool // without ports
+		want bool
+	}{
+		{"any", any16, tcp(1, 2), false, true},
+		{"any, later fragment", any16, tcp(0, 0), true, true},
+		{"address outside", any16, flow("10.2.0.2", "10.2.0.2", 6, 0, 0), false, false},
+		{"address outside, later fragment", any16, flow("10.1.0.1", "10.1.0.1", 6, 0, 0), true, false},
+		{"port inside", low, tcp(5, 1023), false, true},
+		{"port outside", low, tcp(5, 1024), false, false},
+		{"a range of ports that holds 0, later fragment", low, tcp(0, 0), true, false},
+		{"protocol outside", low, flow("10.1.0.1", "10.2.0.2", 17, 0, 7), false, false},
+		{"OPAQUE, later fragment", opaque, tcp(0, 0), true, true},
+		{"OPAQUE, ports present", opaque, tcp(1, 2), false, false},
+		{"second of two", append(low, any16...), tcp(1, 5000), false, true},
+		{"IPv6", six, flow("2001:db8:1::9", "2001:db8:2::1", 17, 5, 7), false, true},
+		{"IPv6, address outside", six, flow("2001:db8:1::9", "2001:db8:2::2", 17, 5, 7), false, false},
+		{"the other family", six, tcp(5, 7), false, false},
+	} {
+		s := CompileSelectors(v.sel)
+		k := FlowKey(v.f, ipsec.Inbound)
+		if v.bare {
+			k.meta = k.meta&^flagPorts | flagFrag
+		}
+		if got := s.Check(&k); (got == packet.WhyOK) != v.want {
+			t.Errorf("%s: %s, want it to pass: %v", v.name, got, v.want)
+		}
+		if got := s.List(); !slices.Equal(got, v.sel) {
+			t.Errorf("%s: %v comes back as %v", v.name, v.sel, got)
+		}
 	}
 }
 
