@@ -4,7 +4,37 @@ import (
 	"fmt"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
+
+// window is the largest that our machines grant.
+const window = 4
+
+// watchWindow checks the requests that a host sends: "when the initiator needs to
+// make a request X, it MUST wait until it has received responses to all requests up
+// through request X-N" (RFC 7296 §2.3). N is 1 until IKE_AUTH is done.
+func (h *Host) watchWindow(b []byte) {
+	hd, err := wire.ParseHeader(b)
+	if err != nil || hd.Response() || hd.Exchange == wire.IKESAInit {
+		return
+	}
+	sa := ikeSA{hd.SPIi, hd.SPIr}
+	if hd.MessageID < h.numbered[sa] {
+		return // retransmitted, or another fragment
+	}
+	h.numbered[sa] = hd.MessageID + 1
+	most := uint32(window)
+	if hd.Exchange == wire.IKEAuth || hd.Exchange == wire.IKEIntermediate {
+		most = 1
+	}
+	for _, id := range h.unanswered[sa] {
+		if hd.MessageID-id >= most {
+			h.net.TB.Errorf("%s sends request %d while %d is not answered: the window is %d\n%s", h.Name, hd.MessageID, id, most, h.net.LadderText(10))
+		}
+	}
+	h.unanswered[sa] = append(h.unanswered[sa], hd.MessageID)
+	h.InFlight = max(h.InFlight, len(h.unanswered[sa]))
+}
 
 // Deliverable reports why a packet that a sends now would not be accepted by b,
 // nil when it would: the newest outbound SA of a, as a worker picks it, must

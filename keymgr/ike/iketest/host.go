@@ -43,13 +43,19 @@ type Host struct {
 	Moves     []ike.Move
 	Needs     map[string]int // psk, ke, authorities, signature and verification
 	Installed int            // SAs ever installed
+	InFlight  int            // the most requests of one IKE SA that were ever unanswered at once
 
 	net  *Net
 	env  ike.Env
 	spi  ipsec.SPI
 	id   uint64
 	init map[uint64]ike.Machine // responders by the initiator's SPI
+
+	unanswered map[ikeSA][]uint32 // message IDs of requests
+	numbered   map[ikeSA]uint32   // the next one
 }
+
+type ikeSA struct{ spiI, spiR uint64 }
 
 // NAT rewrites the source of what its host sends.
 type NAT struct {
@@ -102,7 +108,7 @@ func (s source) Read(b []byte) (int, error) {
 
 // Add adds a host.
 func (n *Net) Add(name, addr string, policy *ipsec.NodePolicy) *Host {
-	h := &Host{Name: name, Addr: netip.MustParseAddr(addr), Policy: policy, Secrets: map[string][]string{},
+	h := &Host{unanswered: map[ikeSA][]uint32{}, numbered: map[ikeSA]uint32{}, Name: name, Addr: netip.MustParseAddr(addr), Policy: policy, Secrets: map[string][]string{},
 		Credentials: map[string]Credential{}, Anchors: map[string]*CA{},
 		Drops: map[string]int{}, Needs: map[string]int{}, net: n, init: map[uint64]ike.Machine{}, spi: ipsec.SPI(0x1000 * (len(n.hosts) + 1))}
 	h.env = ike.Env{
@@ -152,6 +158,37 @@ func (h *Host) Do(ev ike.Event) {
 // Tell gives an event to a machine.
 func (h *Host) Tell(m ike.Machine, ev ike.Event) { h.handle(m, ev) }
 
+// Restart ends a machine as a kill of its key manager does, and goes on from what it
+// saved; false for one that is not to be saved.
+func (h *Host) Restart(m ike.Machine) bool {
+	b, ok := m.Save(nil)
+	if !ok {
+		return false
+	}
+	again, err := ikev2.Restore(h.env, b)
+	if err != nil {
+		h.net.TB.Fatalf("%s: %v\n%s", h.Name, err, h.net.LadderText(40))
+	}
+	h.net.answers = slices.DeleteFunc(h.net.answers, func(a answer) bool { return a.m == m })
+	h.Machines[slices.Index(h.Machines, m)] = again
+	// The engine compares what the worker has with what the IKE SAs own.
+	owned := map[ipsec.SAID]bool{}
+	for _, m := range h.Machines {
+		i := m.Info()
+		for _, c := range i.Children {
+			owned[c.In], owned[c.Out] = true, true
+		}
+		for _, id := range i.Draining {
+			owned[id] = true
+		}
+	}
+	h.SAs = slices.DeleteFunc(h.SAs, func(s ipsec.SA) bool { return !owned[s.ID] })
+	h.handle(again, ike.Restored{})
+	h.handle(again, ike.PolicyChanged{Policy: h.Policy})
+	h.handle(again, h.addresses())
+	return true
+}
+
 func (h *Host) addresses() ike.Addresses {
 	return ike.Addresses{Local: append([]netip.Addr{h.Addr}, h.Also...)}
 }
@@ -187,6 +224,10 @@ func (h *Host) deliver(p Packet) {
 	path := ike.Path{Node: h.Name, Local: local, Remote: p.Src, TCP: p.TCP}
 	ev := ike.Datagram{Path: path, Data: slices.Clone(p.Data)}
 	hd, _ := wire.ParseHeader(p.Data)
+	if hd.Response() {
+		sa := ikeSA{hd.SPIi, hd.SPIr}
+		h.unanswered[sa] = slices.DeleteFunc(h.unanswered[sa], func(id uint32) bool { return id == hd.MessageID })
+	}
 	if m := h.route(hd); m != nil {
 		h.handle(m, ev)
 		return
@@ -238,10 +279,14 @@ func (h *Host) handle(m ike.Machine, ev ike.Event) {
 			h.send(m, e)
 		case ike.Install:
 			for _, sa := range e.SAs {
+				if i := slices.IndexFunc(h.SAs, func(s ipsec.SA) bool { return s.ID == sa.ID }); i >= 0 {
+					h.SAs[i] = sa // asked for again after a restart
+					continue
+				}
 				h.Log = append(h.Log, "install "+sa.Direction.String()+" "+sa.SPI.String())
 				h.Installed++
+				h.SAs = append(h.SAs, sa)
 			}
-			h.SAs = append(h.SAs, e.SAs...)
 			h.answer(m, e, ike.Installed{ID: e.ID})
 		case ike.Remove:
 			for _, id := range e.SAs {
@@ -357,6 +402,7 @@ func (h *Host) send(m ike.Machine, e ike.Send) {
 	} else if hd, ps, err := wire.Parse(e.Data); err == nil {
 		p.Text = wire.Describe(hd, ps)
 	}
+	h.watchWindow(e.Data)
 	for _, to := range h.net.hosts {
 		if to.NAT == nil && to.has(p.Dst.Addr()) || to.NAT != nil && to.NAT.Public == p.Dst.Addr() {
 			p.To = to

@@ -209,7 +209,7 @@ func (m *Machine) awaited(id uint64, ps ...phase) (phase, bool) {
 	switch {
 	case m.state != stateConnecting:
 		return 0, false
-	case m.initiator && m.task != nil:
+	case m.initiator && m.take(func(t *task) bool { return t.wait == id }):
 		p, wait = m.task.phase, &m.task.wait
 	case !m.initiator && m.serve != nil:
 		p, wait = m.serve.phase, &m.serve.wait

@@ -237,8 +237,10 @@ func (m *Machine) endDrains() {
 
 // installed is the worker's answer.
 func (m *Machine) installed(ev ike.Installed) {
-	if t := m.task; t != nil && t.wait == ev.ID && (t.phase == phaseInstallIn || t.phase == phaseInstallOut) {
-		t.wait = 0
+	if m.take(func(t *task) bool {
+		return t.wait == ev.ID && (t.phase == phaseInstallIn || t.phase == phaseInstallOut)
+	}) {
+		m.task.wait = 0
 		m.taskInstalled(ev.Err)
 		return
 	}

@@ -26,7 +26,7 @@ import (
 
 // refusesChild: may a CHILD SA be created or rekeyed by the peer now?
 func (m *Machine) refusesChild() (wire.NotifyType, bool) {
-	if m.restored || m.state != stateEstablished || m.task != nil && m.task.kind == taskRekeyIKE {
+	if m.restored || m.state != stateEstablished || m.doing(taskRekeyIKE) != nil {
 		return wire.TemporaryFailure, true
 	}
 	return 0, false
@@ -34,14 +34,8 @@ func (m *Machine) refusesChild() (wire.NotifyType, bool) {
 
 // refusesIKE: may the IKE SA be rekeyed by the peer now?
 func (m *Machine) refusesIKE() bool {
-	if m.state != stateEstablished {
+	if m.state != stateEstablished || m.doing(taskNewChild, taskRekeyChild, taskDeleteChild, taskConnect, taskDeleteIKE) != nil {
 		return true
-	}
-	if t := m.task; t != nil {
-		switch t.kind {
-		case taskNewChild, taskRekeyChild, taskDeleteChild, taskConnect, taskDeleteIKE:
-			return true
-		}
 	}
 	for _, c := range m.children {
 		if c.wait != 0 || c.state == childInstalling {
@@ -65,7 +59,7 @@ func (m *Machine) rekeyed(n *wire.Notify) (*child, *wire.Notify) {
 		}
 	}
 	switch {
-	case old == nil && m.creating():
+	case old == nil && m.underWay((*task).creating) != nil:
 		// It may be the one whose response we have not seen yet: "not found" would
 		// make the peer drop it just when it is about to exist here.
 		return nil, &wire.Notify{Message: wire.TemporaryFailure}
@@ -81,14 +75,17 @@ func (m *Machine) rekeyed(n *wire.Notify) (*child, *wire.Notify) {
 // own of the same CHILD SA, for the comparison of nonces. Either may be complete
 // first.
 func (m *Machine) cross(n *negotiation) {
-	if t := m.task; t != nil && t.kind == taskRekeyChild && t.child == n.replaces && n.replaces != 0 {
+	if n.replaces == 0 {
+		return
+	}
+	if t := m.underWay(func(t *task) bool { return t.kind == taskRekeyChild && t.child == n.replaces }); t != nil {
 		t.crossed = n
 	}
 }
 
 // uncross forgets it when it has come to nothing.
 func (m *Machine) uncross(n *negotiation) {
-	if t := m.task; t != nil && t.crossed == n {
+	if t := m.underWay(func(t *task) bool { return t.crossed == n }); t != nil {
 		t.crossed = nil
 	}
 }
@@ -101,9 +98,8 @@ func (m *Machine) servesRekeyOf(c *child) bool {
 
 // creating reports that a CHILD SA of ours is being agreed: the peer may have it
 // already, under an SPI that leads us to nothing yet.
-func (m *Machine) creating() bool {
-	t := m.task
-	if t == nil || t.kind != taskNewChild && t.kind != taskRekeyChild {
+func (t *task) creating() bool {
+	if t.kind != taskNewChild && t.kind != taskRekeyChild {
 		return false
 	}
 	return t.phase == phaseSent || t.phase == phaseShared || t.phase == phaseKey && len(t.secrets) > 0
@@ -113,8 +109,10 @@ func (m *Machine) creating() bool {
 // a peer can make us keep.
 func (m *Machine) remember(spi ipsec.SPI) {
 	const maxDead = 16
-	if m.creating() && len(m.task.dead) < maxDead {
-		m.task.dead = append(m.task.dead, spi)
+	for _, t := range m.flight {
+		if t.creating() && len(t.dead) < maxDead {
+			t.dead = append(t.dead, spi)
+		}
 	}
 }
 

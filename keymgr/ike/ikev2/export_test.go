@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
@@ -41,9 +42,16 @@ func (m *Machine) SealFragmentForTest(x wire.ExchangeType, id uint32, first wire
 // ForgetFragmentsForTest undoes the agreement on fragmentation.
 func (m *Machine) ForgetFragmentsForTest() { m.frag.agreed = false }
 
+// ForgetWindowForTest makes a peer of one that has granted no window.
+func (m *Machine) ForgetWindowForTest() { m.window.granted = 0 }
+
 // HeldFragmentsForTest counts the octets and messages being put together.
 func (m *Machine) HeldFragmentsForTest() (octets, messages int) {
-	for _, r := range []*reassembly{m.frag.request, m.frag.response} {
+	all := slices.Clone(m.frag.requests)
+	for _, t := range m.flight {
+		all = append(all, t.response)
+	}
+	for _, r := range all {
 		if r != nil {
 			octets, messages = octets+r.octets, messages+1
 		}
@@ -54,7 +62,7 @@ func (m *Machine) HeldFragmentsForTest() (octets, messages int) {
 // WithoutHashesForTest makes an initiator one of before RFC 7427, whose first
 // message was b.
 func (m *Machine) WithoutHashesForTest(b []byte) {
-	m.first.request, m.task.datagrams, m.first.offer.ours = b, [][]byte{b}, false
+	m.first.request, m.flight[0].datagrams, m.first.offer.ours = b, [][]byte{b}, false
 }
 
 // OpenForTest is what is inside of a message or fragment that this machine has sent

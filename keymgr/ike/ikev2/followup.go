@@ -77,7 +77,7 @@ func (m *Machine) takeFollowUp(n *wire.Notify) *followUp {
 func (m *Machine) dropFollowUp(f *followUp) {
 	m.takeFollowUp(linkNotify(f.link))
 	wipe(f.secrets)
-	if t := m.task; t != nil && f.ike != nil && t.crossIKE == f.ike {
+	if t := m.doing(taskRekeyIKE); t != nil && f.ike != nil && t.crossIKE == f.ike {
 		t.crossIKE = nil
 	}
 	if f.child == nil {

@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -42,9 +43,8 @@ const (
 // fragmentation is what one IKE SA knows of it.
 type fragmentation struct {
 	agreed   bool
-	limit    int // octets of an IP datagram; 0 for datagramLimit
-	request  *reassembly
-	response *reassembly
+	limit    int           // octets of an IP datagram; 0 for datagramLimit
+	requests []*reassembly // at most the window
 }
 
 // reassembly collects the fragments of one message, each after it has been
@@ -64,25 +64,40 @@ func fragmentationSupported() wire.Payload {
 	return &wire.Notify{Message: wire.IKEv2FragmentationSupported}
 }
 
-// slot is where the fragments of a message like this one are collected.
-func (f *fragmentation) slot(h wire.Header) **reassembly {
+// collected is what there is of a message, nil for nothing. outOfWindow has seen to
+// it that a response has its task, and that a request is within the window.
+func (m *Machine) collected(h wire.Header) *reassembly {
 	if h.Response() {
-		return &f.response
+		return m.underWay(requestOf(h)).response
 	}
-	return &f.request
+	for _, r := range m.frag.requests {
+		if r.id == h.MessageID {
+			return r
+		}
+	}
+	return nil
+}
+
+// dropFragments forgets what there is of a message.
+func (m *Machine) dropFragments(h wire.Header) {
+	if h.Response() {
+		m.underWay(requestOf(h)).response = nil
+		return
+	}
+	m.frag.requests = slices.DeleteFunc(m.frag.requests, func(r *reassembly) bool { return r.id == h.MessageID })
 }
 
 // unwanted is why a fragment is dropped before it is looked into, "" when it is
 // not. These are the tests of §2.6, in its order.
-func (f *fragmentation) unwanted(h wire.Header, p *wire.Encrypted) string {
-	if !f.agreed {
+func (m *Machine) unwanted(h wire.Header, p *wire.Encrypted) string {
+	if !m.frag.agreed {
 		return WhyFragment
 	}
 	if p.Total > maxFragments {
 		return WhyFragmentBound
 	}
-	r := *f.slot(h)
-	if r == nil || r.id != h.MessageID {
+	r := m.collected(h)
+	if r == nil {
 		return ""
 	}
 	switch {
@@ -97,19 +112,23 @@ func (f *fragmentation) unwanted(h wire.Header, p *wire.Encrypted) string {
 // collect stores a fragment that is the peer's, and returns the whole message
 // when it was the last one.
 func (m *Machine) collect(h wire.Header, ev ike.Datagram, c content) (content, bool) {
-	slot := m.frag.slot(h)
-	r := *slot
+	r := m.collected(h)
 	// A larger total starts over: the sender has gone to smaller fragments (§2.6).
-	if r == nil || r.id != h.MessageID || len(r.parts) != int(c.total) {
+	if r == nil || len(r.parts) != int(c.total) {
+		m.dropFragments(h)
 		r = &reassembly{id: h.MessageID, parts: make([][]byte, c.total), missing: int(c.total), until: m.now.Add(reassemblyTime)}
-		*slot = r
+		if h.Response() {
+			m.underWay(requestOf(h)).response = r
+		} else {
+			m.frag.requests = append(m.frag.requests, r)
+		}
 	}
 	bound := maxReassembly
 	if m.state == stateConnecting {
 		bound = maxUnproven
 	}
 	if r.octets+len(c.inner) > bound {
-		*slot = nil
+		m.dropFragments(h)
 		m.drop(WhyFragmentBound)
 		return content{}, false
 	}
@@ -126,7 +145,7 @@ func (m *Machine) collect(h wire.Header, ev ike.Datagram, c content) (content, b
 	if r.missing > 0 {
 		return content{}, false
 	}
-	*slot = nil
+	m.dropFragments(h)
 	if r.largest < m.datagramLimit() && len(r.parts) > 1 {
 		m.frag.limit = max(r.largest, followLimit)
 	}
@@ -138,10 +157,17 @@ func (m *Machine) collect(h wire.Header, ev ike.Datagram, c content) (content, b
 
 // expireFragments gives up on messages whose rest did not come (§2.6).
 func (m *Machine) expireFragments() {
-	for _, slot := range []**reassembly{&m.frag.request, &m.frag.response} {
-		if r := *slot; r != nil && m.due(r.until) {
-			*slot = nil
-			m.drop(WhyFragmentTimeout)
+	late := func(r *reassembly) bool {
+		if r == nil || !m.due(r.until) {
+			return false
+		}
+		m.drop(WhyFragmentTimeout)
+		return true
+	}
+	m.frag.requests = slices.DeleteFunc(m.frag.requests, late)
+	for _, t := range m.flight {
+		if late(t.response) {
+			t.response = nil
 		}
 	}
 }
@@ -224,10 +250,10 @@ func (m *Machine) shrink() bool {
 	if m.path.Remote.Addr().Unmap().Is4() {
 		least = datagramLimit4
 	}
-	if !m.frag.agreed || t.sent != probeTries || t.plain.octets == nil || m.datagramLimit() <= least {
+	if !m.frag.agreed || t.sent != probeTries || t.plain.octets == nil {
 		return false
 	}
-	m.frag.limit = least
+	m.frag.limit = min(m.datagramLimit(), least) // another request may have come here before
 	smaller := m.seal(t.plain)
 	if len(smaller) <= len(t.datagrams) {
 		return false

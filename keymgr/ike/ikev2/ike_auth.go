@@ -197,6 +197,7 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	}
 	m.readMobike(m.serve.auth.msg)
 	m.takeToken(m.serve.auth.msg)
+	m.takeWindow(m.serve.auth.msg)
 	if m.mob.on {
 		ps = append(ps, m.offerMobike()...)
 	}
@@ -251,6 +252,7 @@ func (m *Machine) authenticated(msg *message) {
 	}
 	m.readMobike(msg)
 	m.takeToken(msg)
+	m.takeWindow(msg)
 	m.established()
 	m.scheduleReauth()
 	m.obeyLifetime(msg)
@@ -297,7 +299,8 @@ func (m *Machine) startOver(secret, kind int) *Machine {
 	n := NewInitiator(m.env, m.policy, m.peer, m.path)
 	n.mob.local = m.mob.local
 	n.secret, n.kind, n.announceOnly, n.created, n.heard = secret, kind, m.announceOnly, m.now, m.now
-	n.queue = append([]task{{kind: taskConnect, rule: m.task.rule, packet: m.task.packet}}, m.queue...)
+	t := m.doing(taskConnect)
+	n.queue = append([]task{{kind: taskConnect, rule: t.rule, packet: t.packet}}, m.queue...)
 	m.queue = nil
 	return n
 }

@@ -99,13 +99,14 @@ func (m *Machine) initDatagram(h wire.Header, ev ike.Datagram) {
 			m.drop(WhyWrongSPI)
 			return
 		}
-		if t := m.task; m.state != stateConnecting || t == nil || t.phase != phaseSent || t.exchange != wire.IKESAInit {
+		if m.state != stateConnecting || !m.take(requestOf(h)) {
 			m.drop(WhyNoRequest)
 			return
 		}
 		if msg := m.parseInit(initResponse, ev); msg != nil {
 			m.initResponse(msg)
 		}
+		m.stow()
 		return
 	}
 	switch {

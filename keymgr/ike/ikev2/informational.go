@@ -69,6 +69,7 @@ func (m *Machine) informationalResponse(msg *message) {
 // informationalRequest answers the peer.
 func (m *Machine) informationalRequest(msg *message) {
 	m.takeToken(msg)
+	m.takeWindow(msg)
 	// RFC 7296 §2.21.2 and §2.21.3: these two end the IKE SA without a delete.
 	for _, fatal := range []wire.NotifyType{wire.AuthenticationFailed, wire.InvalidSyntax} {
 		if msg.notify(fatal) != nil {
@@ -177,14 +178,13 @@ func (m *Machine) answerDelete(err error) {
 
 // closing reports that our delete of a CHILD SA is on its way.
 func (m *Machine) closing(c *child) bool {
-	return m.task != nil && m.task.kind == taskDeleteChild && m.task.child == c.ID
+	return m.underWay(func(t *task) bool { return t.kind == taskDeleteChild && t.child == c.ID }) != nil
 }
 
 // deletedIKE is the peer's delete of the IKE SA. A rekey of the peer that
 // crossed ours, and of which ours is now forgotten, takes the CHILD SAs.
 func (m *Machine) deletedIKE() {
-	if t := m.task; t != nil && t.crossIKE != nil && t.crossIKE.machine != nil {
-		m.task = nil
+	if t := m.doing(taskRekeyIKE); t != nil && t.crossIKE != nil && t.crossIKE.machine != nil {
 		m.handOver(t.crossIKE.machine, false)
 		m.end("rekeyed")
 		return

@@ -100,8 +100,8 @@ func (m *Machine) respond(method uint16, peer []byte) {
 
 // keyExchanged is the engine's answer.
 func (m *Machine) keyExchanged(ev ike.KeyExchanged) {
-	if t := m.task; t != nil && t.wait == ev.ID && ev.ID != 0 {
-		switch t.phase {
+	if ev.ID != 0 && m.take(func(t *task) bool { return t.wait == ev.ID }) {
+		switch t := m.task; t.phase {
 		case phaseKey:
 			t.wait = 0
 			t.half.Public, t.half.State = ev.Public, ev.State

@@ -72,8 +72,9 @@ type Machine struct {
 
 	window    window
 	frag      fragmentation
-	task      *task
-	queue     []task
+	task      *task   // the one that the present event is about, while Handle runs
+	flight    []*task // those under way
+	queue     []task  // those that wait
 	serve     *serve
 	followUps []*followUp // what the peer has not finished yet
 
@@ -205,7 +206,9 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 	case ike.Restored:
 		m.resume()
 	}
+	m.stow()
 	m.serveEarly()
+	m.takeTurns()
 	m.startNext()
 	// Kept no longer than they are needed: they hold datagrams, and this machine may
 	// be one of a hundred thousand.
@@ -286,7 +289,7 @@ func (m *Machine) end(why string) {
 	m.endDrains()
 	m.dropFollowUps(ofAnything)
 	m.keys.Wipe()
-	m.task, m.serve, m.queue, m.first, m.tx, m.rx = nil, nil, nil, nil, nil, nil
+	m.task, m.flight, m.serve, m.queue, m.first, m.tx, m.rx = nil, nil, nil, nil, nil, nil, nil
 	m.state = stateGone
 	m.emit(ike.Done{Why: why})
 }
@@ -331,7 +334,7 @@ func (m *Machine) Info() ike.Info {
 func (m *Machine) stateName() string {
 	switch m.state {
 	case stateEstablished:
-		if m.task != nil && m.task.kind == taskRekeyIKE {
+		if m.doing(taskRekeyIKE) != nil {
 			return "rekeying"
 		}
 		return "established"

@@ -172,17 +172,20 @@ func (m *Machine) moveTo(p ike.Path) {
 	}
 }
 
-// resend lets an outstanding request go out over the new path at once.
+// resend lets outstanding requests go out over the new path at once.
 func (m *Machine) resend() {
-	if t := m.task; t != nil && t.phase == phaseSent {
-		t.sendAt = m.now
-	}
+	m.underWay(func(t *task) bool {
+		if t.phase == phaseSent {
+			t.sendAt = m.now
+		}
+		return false
+	})
 }
 
 // urgent puts a task in front of the others. One of the kind that is under way
 // notices by itself that its path has changed.
 func (m *Machine) urgent(k taskKind) {
-	if m.task != nil && m.task.kind == k {
+	if m.doing(k) != nil {
 		return
 	}
 	m.queue = slices.DeleteFunc(m.queue, func(t task) bool { return t.kind == k })

@@ -17,7 +17,7 @@ import (
 )
 
 // Random schedules of commands on both ends over a network that loses, repeats,
-// delays and reorders. Whatever happens: at rest both ends agree on which SAs
+// delays and reorders, with restarts of either end. Whatever happens: at rest both ends agree on which SAs
 // there are, nothing is left in a worker that no machine owns, and nothing is
 // under way; there are never more SAs than the bound; and while nobody closes
 // anything, each end can send at any moment, and the other would receive it.
@@ -101,7 +101,7 @@ func newSchedule(t testing.TB, seed uint64) *schedule {
 			w.IKE, w.ESP = []string{hybridIKE}, []string{hybridESP}
 			d.IKE, d.ESP = w.IKE, w.ESP
 		case seed%10 > 7:
-			s.resources = 1 + uint32(seed%3)
+			s.resources = 1 + uint32(seed%6)
 			w.Resources, d.Resources = s.resources, s.resources
 		case seed%10 < 2: // several key exchanges (RFC 9370), so follow-up exchanges
 			w.IKE, w.ESP = []string{hybridIKE}, []string{hybridESP}
@@ -174,6 +174,17 @@ func (s *schedule) run() error {
 // command gives a machine something to do. Most of it keeps the CHILD SA.
 func (s *schedule) command(h *iketest.Host, m ike.Machine) {
 	r := s.net.Rand
+	if r.IntN(6) == 0 && h.Restart(m) {
+		s.step()
+		return
+	}
+	if s.resources > 0 && r.IntN(3) == 0 { // as many requests as the window takes, and more
+		for _, c := range m.Info().Children {
+			h.Tell(m, ike.RekeyChild{Child: c.ID})
+		}
+		s.step()
+		return
+	}
 	var child uint64
 	if c := m.Info().Children; len(c) > 0 {
 		child = c[r.IntN(len(c))].ID

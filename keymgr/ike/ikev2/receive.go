@@ -62,8 +62,9 @@ func (m *Machine) datagram(ev ike.Datagram) {
 	if m.replay(h, c, ev) {
 		return
 	}
-	if !h.Response() && h.MessageID != m.window.expected {
-		m.keepEarly(h, ev, c)
+	early := !h.Response() && h.MessageID != m.window.expected
+	if early && m.state != stateEstablished {
+		m.drop(WhyOutOfWindow)
 		return
 	}
 	if !m.allowed(h) {
@@ -76,16 +77,35 @@ func (m *Machine) datagram(ev ike.Datagram) {
 			return
 		}
 	}
-	*m.frag.slot(h) = nil
+	m.dropFragments(h)
+	if early {
+		m.window.early = append(m.window.early, arrived{h, ev.Path, c, err})
+		return
+	}
+	m.dispatch(arrived{h, ev.Path, c, err})
+}
+
+// arrived is a message that is known to be the peer's: what was inside of SK, and an
+// error when that is malformed.
+type arrived struct {
+	wire.Header
+	path ike.Path
+	content
+	err error
+}
+
+// dispatch hands a message to its handler.
+func (m *Machine) dispatch(a arrived) {
+	h, err := a.Header, a.err
 	r, known := findRow(h)
 	if !known {
 		// An exchange that we do not know is a request we cannot serve.
-		m.badMessage(h, ev, &wire.Error{Notify: wire.InvalidSyntax, Detail: h.Exchange.String() + " is not known here"})
+		m.badMessage(h, a.path, &wire.Error{Notify: wire.InvalidSyntax, Detail: h.Exchange.String() + " is not known here"})
 		return
 	}
 	var ps []wire.Payload
 	if err == nil {
-		ps, err = wire.ParsePayloads(c.first, c.inner)
+		ps, err = wire.ParsePayloads(a.first, a.inner)
 	}
 	var msg *message
 	if err == nil {
@@ -95,16 +115,19 @@ func (m *Machine) datagram(ev ike.Datagram) {
 		}
 	}
 	if err != nil {
-		m.badMessage(h, ev, err)
+		m.badMessage(h, a.path, err)
 		return
 	}
-	msg.path, msg.content = ev.Path, c
+	msg.path, msg.content = a.path, a.content
 	m.heard = m.now
-	m.follow(ev.Path)
-	if !h.Response() {
-		m.serve = &serve{id: h.MessageID, exchange: h.Exchange, path: ev.Path}
+	m.follow(a.path)
+	if h.Response() {
+		m.take(requestOf(h))
+	} else {
+		m.serve = &serve{id: h.MessageID, exchange: h.Exchange, path: a.path}
 	}
 	r.handle(m, msg)
+	m.stow()
 }
 
 // allowed is the list of exchanges by state: before IKE_AUTH has succeeded there
@@ -125,12 +148,13 @@ func (m *Machine) allowed(h wire.Header) bool {
 
 // badMessage refuses a message that is the peer's (its integrity holds) and is
 // not well formed.
-func (m *Machine) badMessage(h wire.Header, ev ike.Datagram, err error) {
+func (m *Machine) badMessage(h wire.Header, path ike.Path, err error) {
 	bad := &wire.Error{Notify: wire.InvalidSyntax, Detail: err.Error()}
 	errors.As(err, &bad)
 	f := m.failure(h.Exchange, bad.Notify.String(), bad.Detail, "report this to the maker of the peer's IKE implementation")
 	if h.Response() {
 		// No error message answers a response (RFC 7296 §2.21); a delete cleans up.
+		m.take(requestOf(h))
 		if m.state == stateConnecting || m.task.kind == taskDeleteIKE {
 			m.fail(f)
 			return
@@ -140,7 +164,7 @@ func (m *Machine) badMessage(h wire.Header, ev ike.Datagram, err error) {
 		m.terminate(bad.Notify.String())
 		return
 	}
-	m.serve = &serve{id: h.MessageID, exchange: h.Exchange, path: ev.Path}
+	m.serve = &serve{id: h.MessageID, exchange: h.Exchange, path: path}
 	m.reply(&wire.Notify{Message: bad.Notify, Data: bad.Data})
 	// RFC 7296 §2.21.3: INVALID_SYNTAX is fatal to both ends, without a delete.
 	// An unsupported critical payload only is while authenticating (§2.21.2).
@@ -172,7 +196,7 @@ func (m *Machine) open(h wire.Header, b []byte) (c content, why string, err erro
 	}
 	sk := ps[0].(*wire.Encrypted)
 	if h.Next == wire.TypeSKF {
-		if why := m.frag.unwanted(h, sk); why != "" {
+		if why := m.unwanted(h, sk); why != "" {
 			return content{}, why, nil
 		}
 	}

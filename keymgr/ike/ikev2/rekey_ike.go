@@ -189,7 +189,7 @@ func (m *Machine) rekeyIKERequest(msg *message) {
 	}
 	m.dropFollowUps(ofAnything) // the peer has given them up
 	m.serve.ike = n
-	if t := m.task; t != nil && t.kind == taskRekeyIKE {
+	if t := m.doing(taskRekeyIKE); t != nil {
 		t.crossIKE = n
 	}
 	m.respond(c.suite.KE.ID, msg.ke.Data)
@@ -220,7 +220,7 @@ func (m *Machine) completeRekeyIKE(secrets []ipsec.Secret) {
 		return
 	}
 	m.reply(m.serve.answer...)
-	switch t := m.task; {
+	switch t := m.doing(taskRekeyIKE); {
 	case n.void:
 		m.spawnVoid(next)
 	case t != nil && t.crossIKE == n:
@@ -249,8 +249,10 @@ func (m *Machine) successor(initiator bool, n *ikeNegotiation, secrets []ipsec.S
 		return nil, err
 	}
 	next.established()
-	if !m.peerToken.IsZero() && m.env.Tokens != nil { // the peer knows what to do with it (RFC 6290 §4.3)
-		next.enqueue(task{kind: taskToken})
+	// To a peer that knows what to do with it: a new token (RFC 6290 §4.3), and the
+	// window, which starts at 1 again (RFC 7296 §2.3).
+	if !m.peerToken.IsZero() && m.env.Tokens != nil || m.window.granted > 1 {
+		next.enqueue(task{kind: taskIntroduce})
 	}
 	return next, nil
 }
@@ -266,7 +268,7 @@ func (m *Machine) handOver(next *Machine, closing bool) {
 			next.queue = append(next.queue, m.queue[i])
 		}
 	}
-	if t := m.task; t != nil && (t.kind == taskUpdate || t.kind == taskAnnounce || t.kind == taskRoutability) {
+	if t := m.doing(taskUpdate, taskAnnounce, taskRoutability); t != nil {
 		next.queue = append(next.queue, task{kind: t.kind}) // the peer takes the one under way for the old IKE SA
 	}
 	m.children, m.drains, m.queue = nil, nil, nil

@@ -94,6 +94,11 @@ func (m *Machine) takesResource(n *negotiation, msg *message) bool {
 func (m *Machine) resourceRefused(refusal wire.NotifyType) {
 	t := m.task
 	if c := m.fallback(t.rule); c != nil {
+		if !c.fills { // told so already, by the answer to another request that was under way
+			t.wipe()
+			m.task = nil
+			return
+		}
 		c.fills = false
 	}
 	for i := 0; i < len(m.queue); {

@@ -26,12 +26,21 @@ func (m *Machine) transmit(x wire.ExchangeType, id uint32, datagrams [][]byte) {
 	m.send()
 }
 
-// request seals payloads as the current task's request.
+// request sends payloads as the current task's request, as soon as the peer's window
+// has room.
 func (m *Machine) request(x wire.ExchangeType, ps ...wire.Payload) {
-	id := m.window.next
+	m.task.plain = plainOf(x, 0, false, ps)
+	if m.task.phase = phaseTurn; m.windowOpen() {
+		m.sendRequest()
+	}
+}
+
+// sendRequest numbers and seals the current task's request.
+func (m *Machine) sendRequest() {
+	p := &m.task.plain
+	p.id = m.window.next
 	m.window.next++
-	m.task.plain = plainOf(x, id, false, ps)
-	m.transmit(x, id, m.seal(m.task.plain))
+	m.transmit(p.exchange, p.id, m.seal(*p))
 }
 
 func (m *Machine) send() {

@@ -64,10 +64,21 @@ func (m *Machine) resumable() *Machine {
 	if x := m.serve; x != nil && x.child != nil && x.child.child != nil {
 		s.children = slices.DeleteFunc(slices.Clone(m.children), func(c *child) bool { return c == x.child.child })
 	}
-	if m.task == nil {
-		return &s
+	s.flight = nil
+	var again []task
+	for _, t := range m.flight {
+		if r := m.resumableTask(*t); r == nil {
+			again = append(again, task{kind: t.kind, rule: t.rule, packet: t.packet, resource: t.resource, child: t.child, why: t.why, tries: t.tries})
+		} else if r.nego == nil || r.nego.child == nil || r.nego.child.state != childGone { // else closed by the peer meanwhile
+			s.flight = append(s.flight, r)
+		}
 	}
-	t := *m.task
+	s.queue = append(again, m.queue...)
+	return &s
+}
+
+// resumableTask is a task as it is to be resumed, nil when it begins again.
+func (m *Machine) resumableTask(t task) *task {
 	if x := m.serve; x != nil && x.child != nil && x.child == t.crossed {
 		t.crossed = nil
 	}
@@ -83,20 +94,12 @@ func (m *Machine) resumable() *Machine {
 		}
 	}
 	switch t.phase {
-	case phaseNew, phaseKey:
-		again := task{kind: t.kind, rule: t.rule, packet: t.packet, resource: t.resource, child: t.child, why: t.why, tries: t.tries}
-		s.task, s.queue = nil, append([]task{again}, m.queue...)
-		return &s
+	case phaseNew, phaseKey, phaseTurn:
+		return nil
 	case phaseShared:
 		t.phase, t.wait = phaseSent, 0
-	case phaseInstallIn, phaseInstallOut:
-		if t.nego.child.state == childGone { // closed by the peer meanwhile
-			s.task = nil
-			return &s
-		}
 	}
-	s.task = &t
-	return &s
+	return &t
 }
 
 // archive goes through all that is saved.
@@ -127,6 +130,7 @@ func (m *Machine) archive(c *archive.Coder) {
 	archive.Num(c, &m.window.next)
 	archive.Num(c, &m.window.expected)
 	archive.Num(c, &m.window.size)
+	archive.Num(c, &m.window.granted)
 	archiveDatagrams(c, &m.window.reply)
 	archive.Slice(c, &m.window.older, windowSize, archiveDatagrams)
 	c.Bool(&m.frag.agreed)
@@ -143,7 +147,12 @@ func (m *Machine) archive(c *archive.Coder) {
 		c.Time(&d.at)
 	})
 	archive.Slice(c, &m.queue, maxQueue+1, func(c *archive.Coder, t *task) { t.archiveWaiting(c) })
-	archive.Ptr(c, &m.task, func(c *archive.Coder, t *task) { t.archive(c, m) })
+	archive.Slice(c, &m.flight, windowSize, func(c *archive.Coder, v **task) {
+		if c.Reading() {
+			*v = new(task)
+		}
+		(*v).archive(c, m)
+	})
 }
 
 // archiveKeys: the ciphers and the PRF are made from the keys.
@@ -391,18 +400,22 @@ func Restore(env ike.Env, b []byte) (*Machine, error) {
 	default:
 		return nil, fmt.Errorf("archive: an IKE SA in state %d, want one that is authenticated", m.state)
 	}
-	if t := m.task; t != nil {
+	for _, t := range m.flight {
 		if err := t.check(); err != nil {
 			return nil, err
+		}
+		if t.alone() && len(m.flight) > 1 {
+			return nil, fmt.Errorf("archive: a task of kind %d beside others", t.kind)
 		}
 	}
 	for m2 := m; m2 != nil; {
 		m2.env = m.env
 		m2.restored, m2.policy = true, &ipsec.NodePolicy{Node: m.path.Node}
-		if m2.task == nil || m2.task.crossIKE == nil {
+		t := m2.doing(taskRekeyIKE)
+		if t == nil || t.crossIKE == nil {
 			break
 		}
-		m2 = m2.task.crossIKE.machine
+		m2 = t.crossIKE.machine
 	}
 	return m, nil
 }
@@ -416,7 +429,7 @@ func (t *task) check() error {
 	case taskRekeyIKE:
 		bad = t.ike == nil || t.phase != phaseSent
 	default: // of INFORMATIONAL
-		bad = t.phase != phaseSent || t.kind > taskToken
+		bad = t.phase != phaseSent || t.kind > taskIntroduce
 	}
 	if t.kind == taskConnect && t.phase == phaseSent || t.crossIKE != nil && t.crossIKE.machine == nil {
 		bad = true
@@ -424,7 +437,7 @@ func (t *task) check() error {
 	if t.phase != phaseSent && t.phase != phaseInstallIn && t.phase != phaseInstallOut {
 		bad = true
 	}
-	if t.exchange == wire.IKEFollowUpKE && (len(t.more) == 0 || len(t.secrets) == 0) {
+	if t.phase == phaseSent && t.exchange == wire.IKEFollowUpKE && (len(t.more) == 0 || len(t.secrets) == 0) {
 		bad = true
 	}
 	if bad {
@@ -437,8 +450,10 @@ func (t *task) check() error {
 func (m *Machine) resume() {
 	// Peers are not asked for a sign of life all at once.
 	m.heard = m.now.Add(-m.below(m.peer.DPD))
-	if t := m.task; t != nil && t.phase == phaseSent {
-		t.sendAt = m.now.Add(m.below(retransmitFirst))
+	for _, t := range m.flight {
+		if t.phase == phaseSent {
+			t.sendAt = m.now.Add(m.below(retransmitFirst))
+		}
 	}
 	for _, c := range m.children {
 		var ids []uint64
@@ -462,7 +477,7 @@ func (m *Machine) askAgain(c *child, id uint64) {
 			sas = append(sas, a.sa)
 		}
 	}
-	if (m.task == nil || m.task.wait != id) && c.wait != id {
+	if m.underWay(func(t *task) bool { return t.wait == id }) == nil && c.wait != id {
 		c.wait = id
 	}
 	m.effects = append(m.effects, ike.Install{ID: id, SAs: sas, Unproven: m.unproven()})

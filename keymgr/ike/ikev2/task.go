@@ -1,6 +1,7 @@
 package ikev2
 
 import (
+	"slices"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -21,7 +22,7 @@ const (
 	taskUpdate                      // INFORMATIONAL: UPDATE_SA_ADDRESSES (mobike.go)
 	taskAnnounce                    // INFORMATIONAL: ADDITIONAL_*_ADDRESS
 	taskRoutability                 // INFORMATIONAL: COOKIE2
-	taskToken                       // INFORMATIONAL, our token after a rekey (qcd.go)
+	taskIntroduce                   // INFORMATIONAL, what the peer must know anew after a rekey of the IKE SA
 )
 
 // phase is what a task or a serve waits for.
@@ -30,6 +31,7 @@ type phase uint8
 const (
 	phaseNew         phase = iota
 	phaseKey               // our key pair, or as responder both the public value and the secret
+	phaseTurn              // room in the peer's window: the request is ready
 	phaseSent              // the response
 	phaseShared            // the shared secret
 	phaseSecret            // the pre-shared key we prove ourselves with
@@ -74,6 +76,7 @@ type task struct {
 	id        uint32
 	plain     plain    // of the request; IKE_SA_INIT has none
 	datagrams [][]byte // the request as sent
+	response  *reassembly
 	sent      int
 	sendAt    time.Time
 	refused   *ike.Failure // an unauthenticated refusal: believed when nothing better comes
@@ -91,7 +94,7 @@ func (m *Machine) enqueue(t task) {
 	same := func(o *task) bool {
 		return o.kind == t.kind && o.rule == t.rule && o.child == t.child && o.resource == t.resource
 	}
-	if m.task != nil && same(m.task) {
+	if m.underWay(same) != nil {
 		return
 	}
 	for i := range m.queue {
@@ -106,12 +109,55 @@ func (m *Machine) enqueue(t task) {
 	m.queue = append(m.queue, t)
 }
 
-// startNext starts waiting tasks while nothing is under way. Tasks that have
-// become pointless end at once, so it loops.
+// underWay finds a task that fits among those under way, nil for none.
+func (m *Machine) underWay(fits func(*task) bool) *task {
+	if m.task != nil && fits(m.task) {
+		return m.task
+	}
+	for _, t := range m.flight {
+		if fits(t) {
+			return t
+		}
+	}
+	return nil
+}
+
+// doing finds a task of one of these kinds among those under way.
+func (m *Machine) doing(kinds ...taskKind) *task {
+	return m.underWay(func(t *task) bool { return slices.Contains(kinds, t.kind) })
+}
+
+// take makes the task that fits the present one, as which it may send, end or begin
+// something; false when there is none. What becomes of it is in m.task afterwards,
+// and stow puts it back among those under way.
+func (m *Machine) take(fits func(*task) bool) bool {
+	i := slices.IndexFunc(m.flight, fits)
+	if i < 0 {
+		return false
+	}
+	m.task = m.flight[i]
+	m.flight = slices.Delete(m.flight, i, i+1)
+	return true
+}
+
+func (m *Machine) stow() {
+	if m.task != nil {
+		m.flight, m.task = append(m.flight, m.task), nil
+	}
+}
+
+// alone reports whether a task is done with no other beside it: what moves the IKE
+// SA as a whole, or asks for nothing but a sign of life.
+func (t *task) alone() bool {
+	return t.kind != taskNewChild && t.kind != taskRekeyChild && t.kind != taskDeleteChild
+}
+
+// startNext starts waiting tasks as long as they may be beside those under way.
+// Tasks that have become pointless end at once, so it loops.
 func (m *Machine) startNext() {
-	for m.task == nil && m.state != stateGone {
-		i := m.nextTask()
-		if i < 0 {
+	for ; m.state != stateGone; m.stow() {
+		i, at := m.nextTask()
+		if i < 0 || at.After(m.now) {
 			return
 		}
 		t := m.queue[i]
@@ -131,23 +177,42 @@ func (m *Machine) startNext() {
 			m.startDeleteIKE()
 		case taskLiveness:
 			m.request(wire.Informational, m.livenessPayloads()...)
-		case taskToken:
-			m.request(wire.Informational, m.tokenPayload(m.spiI, m.spiR)...)
+		case taskIntroduce:
+			m.request(wire.Informational, append(m.tokenPayload(m.spiI, m.spiR), m.grantWindow())...)
 		case taskUpdate, taskAnnounce, taskRoutability:
 			m.startMobike()
 		}
 	}
 }
 
-// nextTask is the first waiting task that may start now, or -1.
-func (m *Machine) nextTask() int {
+// nextTask is the waiting task that is to start next, and when; -1 for none. What has
+// to be done alone is not overtaken once it is due.
+func (m *Machine) nextTask() (next int, at time.Time) {
+	next = -1
 	for i := range m.queue {
 		t := &m.queue[i]
-		if m.mayStart(t) && !t.notBefore.After(m.now) {
-			return i
+		due := later(t.notBefore, later(m.created, m.now))
+		switch {
+		case m.mayStart(t) && m.mayJoin(t):
+			if next < 0 || due.Before(at) {
+				next, at = i, due
+			}
+		case t.alone() && len(m.flight) > 0 && !due.After(m.now):
+			return next, at
 		}
 	}
-	return -1
+	return next, at
+}
+
+// mayJoin reports whether a task may be under way beside those that are.
+func (m *Machine) mayJoin(t *task) bool {
+	if len(m.flight) == 0 {
+		return true
+	}
+	if t.alone() || len(m.flight) >= m.window.ours() || !m.windowOpen() {
+		return false
+	}
+	return m.underWay(func(o *task) bool { return o.alone() || o.child != 0 && o.child == t.child }) == nil
 }
 
 // mayStart holds tasks back that the state of the machine has no place for.
@@ -230,7 +295,7 @@ func (m *Machine) createChild(ev ike.CreateChild) {
 		m.emit(ike.Failed{Failure: m.childFailure(wire.CreateChildSA, ev.Rule, WhyClosing, "the IKE SA is being closed", "retry: a new IKE SA will be made")})
 		return
 	}
-	if t := m.task; t != nil && t.kind == taskConnect && t.rule == ev.Rule {
+	if t := m.doing(taskConnect); t != nil && t.rule == ev.Rule {
 		return
 	}
 	for i := range m.queue {
@@ -242,7 +307,7 @@ func (m *Machine) createChild(ev ike.CreateChild) {
 }
 
 func (m *Machine) checkPeer() {
-	if m.state == stateEstablished && m.task == nil {
+	if m.state == stateEstablished && len(m.flight) == 0 {
 		m.enqueue(task{kind: taskLiveness})
 	}
 }

@@ -34,15 +34,16 @@ func (m *Machine) Deadline() time.Time {
 	case stateReplaced:
 		at(m.endAt)
 	}
-	if t := m.task; t != nil && t.phase == phaseSent {
-		at(t.sendAt)
-	}
-	if m.task == nil {
-		for i := range m.queue {
-			if t := &m.queue[i]; m.mayStart(t) {
-				at(later(t.notBefore, m.created))
-			}
+	for _, t := range m.flight {
+		if t.phase == phaseSent {
+			at(t.sendAt)
 		}
+		if t.response != nil {
+			at(t.response.until)
+		}
+	}
+	if i, t := m.nextTask(); i >= 0 {
+		at(t)
 	}
 	for _, x := range m.drains {
 		at(x.at)
@@ -50,10 +51,8 @@ func (m *Machine) Deadline() time.Time {
 	for _, f := range m.followUps {
 		at(f.until)
 	}
-	for _, r := range []*reassembly{m.frag.request, m.frag.response} {
-		if r != nil {
-			at(r.until)
-		}
+	for _, r := range m.frag.requests {
+		at(r.until)
 	}
 	return d
 }
@@ -61,7 +60,7 @@ func (m *Machine) Deadline() time.Time {
 // livenessAt is when the peer has been silent for long enough (RFC 7296 §2.4).
 // A request under way is a check by itself.
 func (m *Machine) livenessAt() time.Time {
-	if m.peer.DPD <= 0 || m.task != nil || len(m.queue) > 0 {
+	if m.peer.DPD <= 0 || len(m.flight) > 0 || len(m.queue) > 0 {
 		return time.Time{}
 	}
 	return m.heard.Add(m.peer.DPD)
@@ -84,8 +83,9 @@ func (m *Machine) tick() {
 		m.end("rekeyed")
 		return
 	}
-	if t := m.task; t != nil && t.phase == phaseSent && m.due(t.sendAt) {
+	for m.take(func(t *task) bool { return t.phase == phaseSent && m.due(t.sendAt) }) {
 		m.retransmit()
+		m.stow()
 	}
 	m.tickDrains()
 	m.settle()

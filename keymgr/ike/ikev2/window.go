@@ -1,7 +1,6 @@
 package ikev2
 
 import (
-	"bytes"
 	"encoding/binary"
 	"slices"
 
@@ -12,24 +11,60 @@ import (
 
 // windowSize is how many requests a peer may have under way (RFC 7296 §2.3). They
 // are served one after the other, in order, whatever order they come in: what is
-// early waits. Our own requests stay one at a time.
+// early waits. It is also the most that we have under way ourselves, in the window
+// that the peer grants. Only what concerns a single CHILD SA is done beside others:
+// mayJoin.
 const windowSize = 4
 
 // window is the state of both message windows (RFC 7296 §2.2, §2.3).
 type window struct {
-	next     uint32         // message ID of our next request
-	expected uint32         // message ID of the peer's next request
-	size     uint32         // of the peer's window, once we have told it; before that 1
-	reply    [][]byte       // our last response, for a request that is retransmitted
-	rx       *suite.Cipher  // of that request: IKE_INTERMEDIATE changes keys after it
-	older    [][][]byte     // responses before the last one, the newest last, less than size
-	early    []ike.Datagram // authentic requests that come before their turn, less than size
+	next     uint32        // message ID of our next request
+	expected uint32        // message ID of the peer's next request
+	size     uint32        // how many the peer may have under way, once we have told it; before that 1
+	granted  uint32        // how many we may, once the peer has told us; before that 1
+	reply    [][]byte      // our last response, for a request that is retransmitted
+	rx       *suite.Cipher // of that request: IKE_INTERMEDIATE changes keys after it
+	older    [][][]byte    // responses before the last one, the newest last, less than size
+	early    []arrived     // requests that came before their turn, less than size
 }
 
 // grantWindow tells the peer that it may have more requests under way.
 func (m *Machine) grantWindow() wire.Payload {
 	m.window.size = windowSize
 	return &wire.Notify{Message: wire.SetWindowSize, Data: binary.BigEndian.AppendUint32(nil, windowSize)}
+}
+
+// takeWindow takes the window that the peer grants: "you can only increase it"
+// (RFC 7296 §2.3).
+func (m *Machine) takeWindow(msg *message) {
+	if n := msg.notify(wire.SetWindowSize); n != nil && len(n.Data) == 4 {
+		m.window.granted = max(m.window.granted, min(binary.BigEndian.Uint32(n.Data), windowSize))
+	}
+}
+
+// ours is how many requests we may have under way.
+func (w *window) ours() int { return int(max(w.granted, 1)) }
+
+// windowOpen reports whether the next request is within the peer's window: "when the
+// initiator needs to make a request X, it MUST wait until it has received responses
+// to all requests up through request X-N" (RFC 7296 §2.3).
+func (m *Machine) windowOpen() bool {
+	return m.underWay(func(t *task) bool {
+		return t.phase == phaseSent && int(m.window.next-t.id) >= m.window.ours()
+	}) == nil
+}
+
+// takeTurns sends the requests that waited for room in the window.
+func (m *Machine) takeTurns() {
+	for m.state != stateGone && m.windowOpen() && m.take(func(t *task) bool { return t.phase == phaseTurn }) {
+		m.sendRequest()
+		m.stow()
+	}
+}
+
+// requestOf fits the task whose request a response names.
+func requestOf(h wire.Header) func(*task) bool {
+	return func(t *task) bool { return t.phase == phaseSent && h.MessageID == t.id && h.Exchange == t.exchange }
 }
 
 // answered is the response to a request that was served, nil when it is not kept
@@ -46,35 +81,21 @@ func (w *window) answered(id uint32) [][]byte {
 	return nil
 }
 
-// keepEarly keeps an authentic request for its turn. One in fragments is left to
-// the peer's retransmission.
-func (m *Machine) keepEarly(h wire.Header, ev ike.Datagram, c content) {
-	w := &m.window
-	switch {
-	case m.state != stateEstablished || c.total != 0:
-		m.drop(WhyOutOfWindow)
-	case slices.ContainsFunc(w.early, func(e ike.Datagram) bool { return messageID(e) == h.MessageID }):
-		m.drop(WhyBusy)
-	default:
-		w.early = append(w.early, ike.Datagram{Path: ev.Path, Data: bytes.Clone(ev.Data)})
-	}
-}
-
-func messageID(e ike.Datagram) uint32 {
-	h, _ := wire.ParseHeader(e.Data) // it was parsed before
-	return h.MessageID
-}
-
 // serveEarly serves the requests whose turn it is by now.
 func (m *Machine) serveEarly() {
+	w := &m.window
 	for m.serve == nil && m.state != stateGone {
-		i := slices.IndexFunc(m.window.early, func(e ike.Datagram) bool { return messageID(e) == m.window.expected })
+		i := slices.IndexFunc(w.early, func(a arrived) bool { return a.MessageID == w.expected })
 		if i < 0 {
 			return
 		}
-		e := m.window.early[i]
-		m.window.early = slices.Delete(m.window.early, i, i+1)
-		m.datagram(e)
+		a := w.early[i]
+		w.early = slices.Delete(w.early, i, i+1)
+		if !m.allowed(a.Header) { // the state has changed meanwhile
+			m.drop(WhyState)
+			return
+		}
+		m.dispatch(a)
 	}
 }
 
@@ -100,7 +121,7 @@ type serve struct {
 func (m *Machine) outOfWindow(h wire.Header) string {
 	w := &m.window
 	if h.Response() {
-		if m.task == nil || m.task.phase != phaseSent || h.MessageID != m.task.id || h.Exchange != m.task.exchange {
+		if m.underWay(requestOf(h)) == nil {
 			return WhyNoRequest
 		}
 		return ""
@@ -114,8 +135,10 @@ func (m *Machine) outOfWindow(h wire.Header) string {
 		return "" // maybe a retransmission: replay decides after the integrity check
 	case h.MessageID < w.expected:
 		return WhyReplayed
+	case slices.ContainsFunc(w.early, func(a arrived) bool { return a.MessageID == h.MessageID }):
+		return WhyBusy // it waits for its turn
 	case h.MessageID < w.expected+w.size:
-		return "" // early: keepEarly decides after the integrity check
+		return "" // before its turn
 	}
 	return WhyOutOfWindow
 }

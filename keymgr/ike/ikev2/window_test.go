@@ -150,3 +150,166 @@ func TestEarlyRequestsWaitForASlowOne(t *testing.T) {
 		t.Errorf("want the responses to 2 and then to 3:\n%s", s)
 	}
 }
+
+// rekeyAll rekeys every CHILD SA of a host.
+func rekeyAll(h *iketest.Host) {
+	for _, c := range h.Children() {
+		h.Do(ike.RekeyChild{Child: c.ID})
+	}
+}
+
+// mustBeRekeyed checks that each CHILD SA was replaced so many times, without a
+// failure; withResources has checked that at each moment each end could send.
+func mustBeRekeyed(t *testing.T, n *iketest.Net, times uint32, hosts ...*iketest.Host) {
+	t.Helper()
+	for _, h := range hosts {
+		for _, c := range h.Children() {
+			if c.Rekeyed != times {
+				t.Errorf("%s: CHILD SA of resource %d was rekeyed %d times, want %d", h.Name, c.Resource, c.Rekeyed, times)
+			}
+		}
+		if len(h.Failures) != 0 {
+			t.Errorf("%s: %+v", h.Name, h.Failures)
+		}
+	}
+	if t.Failed() {
+		t.Log(n.LadderText(0))
+	}
+}
+
+// RFC 7296 §2.3: within the window that the peer grants, requests that concern
+// different CHILD SAs are under way together. That no request is beyond the window is
+// checked by iketest, in all tests.
+func TestRequestsAreUnderWayTogether(t *testing.T) {
+	n, web, db := withResources(t, 7, 7)
+	if web.InFlight != 4 { // resources are asked for by the initiator
+		t.Errorf("at most %d requests were under way, want 4", web.InFlight)
+	}
+	web.InFlight = 0
+	rekeyAll(web)
+	n.Run(10 * time.Second)
+	mustHave(t, n, web, 0, 1, 2, 3, 4, 5, 6, 7)
+	mustBeRekeyed(t, n, 1, web, db)
+	if web.InFlight != 4 {
+		t.Errorf("at most %d requests were under way, want 4", web.InFlight)
+	}
+	// Both ends at once: the rekeys of the same CHILD SA collide, eight times.
+	rekeyAll(web)
+	rekeyAll(db)
+	n.Run(20 * time.Second)
+	mustHave(t, n, web, 0, 1, 2, 3, 4, 5, 6, 7)
+	mustHave(t, n, db, 0, 1, 2, 3, 4, 5, 6, 7)
+	mustBeRekeyed(t, n, 2, web, db)
+}
+
+// "An IKE endpoint MUST wait for a response to each of its messages before sending a
+// subsequent message unless it has received a SET_WINDOW_SIZE" (RFC 7296 §2.3).
+func TestAPeerWithoutAWindowGetsOneRequestAtATime(t *testing.T) {
+	n, web, db := withResources(t, 3, 3)
+	web.Machine().ForgetWindowForTest()
+	web.InFlight = 0
+	rekeyAll(web)
+	n.Run(10 * time.Second)
+	mustBeRekeyed(t, n, 1, web, db)
+	if web.InFlight != 1 {
+		t.Errorf("%d requests were under way, want 1", web.InFlight)
+	}
+}
+
+// The oldest request is not answered: what is beyond the window waits, also the next
+// exchange of a rekey with several key exchanges, and then goes on.
+func TestTheWindowWaitsForItsOldestRequest(t *testing.T) {
+	n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) {
+		w.ESP, d.ESP = []string{hybridESP}, []string{hybridESP}
+		w.Resources, d.Resources = 7, 7
+	})
+	web.Connect("rule", nil)
+	n.Run(5 * time.Second)
+	mustHave(t, n, web, 0, 1, 2, 3, 4, 5, 6, 7)
+	var first uint32
+	lost := true
+	n.Hook = func(p iketest.Packet) []iketest.Packet {
+		h, _ := wire.ParseHeader(p.Data)
+		if first == 0 && p.From == web {
+			first = h.MessageID
+		}
+		if lost && h.MessageID == first {
+			return nil
+		}
+		return []iketest.Packet{p}
+	}
+	n.Ladder = nil
+	rekeyAll(web)
+	n.Run(10 * time.Second)
+	if s := n.LadderText(0); strings.Count(s, "IKE_FOLLOWUP_KE request") != 0 || web.InFlight != 4 {
+		t.Errorf("want four requests and no IKE_FOLLOWUP_KE while the first is lost:\n%s", s)
+	}
+	lost = false
+	n.Run(20 * time.Second)
+	mustBeRekeyed(t, n, 1, web, db)
+}
+
+// Responses in fragments come mixed with one another: each is put together by itself.
+func TestResponsesInFragmentsComeMixed(t *testing.T) {
+	n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) {
+		w.ESP = []string{"aes128gcm16-x25519-ke1_mlkem1024"}
+		d.ESP = w.ESP
+		w.Resources, d.Resources = 3, 3
+	})
+	web.Connect("rule", nil)
+	n.Run(5 * time.Second)
+	mustHave(t, n, web, 0, 1, 2, 3)
+	sent := 0
+	n.Hook = func(p iketest.Packet) []iketest.Packet {
+		// First fragments together, then second ones.
+		if h, _ := wire.ParseHeader(p.Data); h.Next == wire.TypeSKF && h.Response() {
+			if sent++; sent%2 == 0 {
+				p.At = p.At.Add(200 * time.Millisecond)
+			}
+		}
+		return []iketest.Packet{p}
+	}
+	n.Ladder = nil
+	rekeyAll(web)
+	n.Run(900 * time.Millisecond) // before anything is retransmitted
+	mustBeRekeyed(t, n, 1, web, db)
+	if sent < 8 {
+		t.Errorf("%d fragments of responses, want two for each of 4 CHILD SAs", sent)
+	}
+}
+
+// A rekey of the IKE SA waits for the others and is not overtaken; the new IKE SA
+// starts "with window size 1 until it is explicitly increased" (RFC 7296 §2.3).
+func TestTheWindowOfANewIKESA(t *testing.T) {
+	n, web, db := withResources(t, 7, 7)
+	n.Ladder = nil
+	rekeyAll(web)
+	web.Do(ike.RekeyIKE{})
+	n.Run(10 * time.Second)
+	mustBeRekeyed(t, n, 1, web, db)
+	s := n.LadderText(0)
+	if len(web.Machines) != 1 || strings.Count(s, "N(SET_WINDOW_SIZE)") != 2 {
+		t.Fatalf("%d IKE SAs; want a rekey of the IKE SA, and SET_WINDOW_SIZE from both ends:\n%s", len(web.Machines), s)
+	}
+	web.InFlight = 0
+	rekeyAll(web)
+	n.Run(10 * time.Second)
+	mustBeRekeyed(t, n, 2, web, db)
+	if web.InFlight != 4 {
+		t.Errorf("at most %d requests were under way, want 4", web.InFlight)
+	}
+}
+
+// A key manager is killed with the window full, in each step of the exchanges.
+func TestRestartsWithAFullWindow(t *testing.T) {
+	for wait := range 12 {
+		n, web, db := withResources(t, 7, 7)
+		rekeyAll(web)
+		n.Run(time.Duration(wait) * 4 * time.Millisecond)
+		web.Restart(web.Machine())
+		n.Run(20 * time.Second)
+		mustHave(t, n, web, 0, 1, 2, 3, 4, 5, 6, 7)
+		mustHave(t, n, db, 0, 1, 2, 3, 4, 5, 6, 7)
+		mustBeRekeyed(t, n, 1, web, db)
+	}
+}
