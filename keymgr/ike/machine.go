@@ -34,6 +34,9 @@ type Env struct {
 	// Tokens are what proves that an IKE SA was lost (RFC 6290), best first; nil
 	// when there are none to be had.
 	Tokens func(spiI, spiR uint64) [][]byte
+	// Alone reports that the node has no IKE SA with the owner of an identity, nor SAs
+	// of one; nil when that is not known.
+	Alone func(peer string, id ipsec.Identity) bool
 }
 
 // ErrUnproven is Installed's error for SAs that would displace others.

@@ -3,6 +3,7 @@ package interop
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"time"
 
@@ -49,6 +50,20 @@ func endings() []scenario {
 				b.start()
 				b.ping()
 				b.crashPeer()
+				b.start()
+				b.ping()
+				b.noFailures()
+			}},
+		scenario{name: "ikev2-initial-contact", shows: "we lose everything and come back: our INITIAL_CONTACT ends what strongSwan had", role: initiator, at: sites,
+			steps: func(b *bed) {
+				b.start()
+				b.ping()
+				b.f.Keymgrd.Kill9()
+				b.f.Worker(b.node).Kill9()
+				b.must(os.RemoveAll(b.f.State()))
+				b.f.Keymgrd.Start()
+				b.f.Worker(b.node).Start()
+				b.f.WaitInSync()
 				b.start()
 				b.ping()
 				b.noFailures()

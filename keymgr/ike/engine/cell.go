@@ -36,6 +36,7 @@ type cell struct {
 	anew        []string // rules to negotiate when it is gone
 	barred      bool     // it must not send any more: condemn
 	established bool
+	remoteID    string          // counted in node.identities
 	unproven    bool            // the peer may be anybody: unproven.go
 	sas         set[ipsec.SAID] // installed for it
 	rules       set[string]     // negotiations it has under way

@@ -204,6 +204,7 @@ func (e *Engine) env(n *node) ike.Env {
 		Rand:     e.cfg.Rand,
 		AllocSPI: func() ipsec.SPI { return n.allocSPI(e.cfg.Rand) },
 		NextID:   func() uint64 { return e.ids.Add(1) },
+		Alone:    n.alone,
 	}
 	if len(e.cfg.CrashSecrets) != 0 {
 		env.IKESPI = e.newSPI

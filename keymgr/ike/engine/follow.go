@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/push"
 )
@@ -24,6 +25,37 @@ func (n *node) initialContact(c *cell, f ike.InitialContact) {
 				x.shard.retire(x, whyForgotten)
 			}
 		}})
+	}
+}
+
+// alone reports that the node knows of no IKE SA with an identity: the machine then says
+// so in IKE_AUTH. SAs that an earlier key manager left in the worker go on until fresh
+// ones are there, and what the peer has of them should too.
+func (n *node) alone(name string, id ipsec.Identity) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.identities[id.String()] != 0 || n.policy == nil {
+		return false
+	}
+	for r := range n.policy.RulesOf(name) {
+		if len(n.sadb.OrphansOf(r.Name)) != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (n *node) knows(c *cell, id string) {
+	c.remoteID = id
+	n.identities[id]++
+}
+
+func (n *node) knowsNot(c *cell) {
+	if !c.established {
+		return
+	}
+	if n.identities[c.remoteID]--; n.identities[c.remoteID] == 0 {
+		delete(n.identities, c.remoteID)
 	}
 }
 

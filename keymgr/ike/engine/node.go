@@ -46,12 +46,14 @@ type node struct {
 	held      map[ipsec.SAID]*errand // outbound installs that are held back a moment
 
 	// Machines and negotiations.
-	cells    map[*cell]bool
-	peers    map[string]*peer
-	talks    map[string]*talk               // by rule
-	retries  map[string]*backOff            // by rule
-	children map[string]map[uint64]childRef // by rule and CHILD SA number
-	ruleOf   map[uint64]string              // of the CHILD SAs in children
+	cells map[*cell]bool
+	peers map[string]*peer
+	// Established IKE SAs by the peer's identity.
+	identities map[string]int
+	talks      map[string]*talk               // by rule
+	retries    map[string]*backOff            // by rule
+	children   map[string]map[uint64]childRef // by rule and CHILD SA number
+	ruleOf     map[uint64]string              // of the CHILD SAs in children
 }
 
 // childRef is a CHILD SA that is up.
@@ -94,15 +96,16 @@ func (p *peer) tell(o outcome) {
 func newNode(e *Engine, name string) *node {
 	n := &node{
 		e: e, name: name,
-		sadb:     sadb.New(e.firstID),
-		owners:   make(map[ipsec.SAID]*cell),
-		held:     make(map[ipsec.SAID]*errand),
-		cells:    make(map[*cell]bool),
-		peers:    make(map[string]*peer),
-		talks:    make(map[string]*talk),
-		retries:  make(map[string]*backOff),
-		children: make(map[string]map[uint64]childRef),
-		ruleOf:   make(map[uint64]string),
+		sadb:       sadb.New(e.firstID),
+		owners:     make(map[ipsec.SAID]*cell),
+		held:       make(map[ipsec.SAID]*errand),
+		cells:      make(map[*cell]bool),
+		peers:      make(map[string]*peer),
+		identities: make(map[string]int),
+		talks:      make(map[string]*talk),
+		retries:    make(map[string]*backOff),
+		children:   make(map[string]map[uint64]childRef),
+		ruleOf:     make(map[uint64]string),
 	}
 	n.env = e.env(n)
 	return n
@@ -161,6 +164,7 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 		return
 	}
 	h.established, h.unproven = true, c.unproven
+	n.knows(h, info.RemoteID)
 	p.up = append(p.up, h)
 	n.inherit(c, h, info.Children)
 }
@@ -192,6 +196,7 @@ func (n *node) established(c *cell, info ike.Info) {
 	c.established, c.unproven = true, info.Unproven()
 	c.peer = info.Peer
 	p := n.peer(c.peer)
+	n.knows(c, info.RemoteID)
 	n.keepProven(c)
 	p.up = append(p.up, c)
 	p.backOff = backOff{}
@@ -211,6 +216,7 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.cells, c)
+	n.knowsNot(c)
 	if c.heir != nil {
 		n.inherit(c, c.heir, left)
 	}

@@ -112,6 +112,7 @@ func (e *Engine) restoreMachine(n *node, b []byte) (err error) {
 	e.index.add(c.spi, c)
 	c.shard.setDeadline(c, m.Deadline())
 	n.cells[c] = true
+	n.knows(c, info.RemoteID)
 	if info.State == "established" || info.State == "rekeying" {
 		p := n.peer(c.peer)
 		p.up = append(p.up, c)

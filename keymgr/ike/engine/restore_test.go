@@ -493,3 +493,33 @@ func TestCountersAreWritten(t *testing.T) {
 		}
 	})
 }
+
+// RFC 7296 §2.4: a host that has lost everything says INITIAL_CONTACT, and its peer
+// drops what it had; one whose worker still has SAs does not, and loses no packet.
+func TestInitialContactOfAHostThatHasLostEverything(t *testing.T) {
+	for _, everything := range []bool{true, false} {
+		inEnds(t, func(t *testing.T, p *ends) {
+			p.a.acquire(1)
+			p.after(10 * time.Second)
+			p.kill()
+			p.disk = new(memory.Store)
+			if everything {
+				p.a.do(func() { clear(p.a.sas); clear(p.a.granted); p.a.incarnation++ })
+			}
+			p.lossless = !everything
+			p.start()
+			p.a.attach(p.ea)
+			p.a.acquire(2)
+			p.after(10 * time.Second)
+			ours, err := p.ea.List(t.Context(), engine.Filter{})
+			theirs, err2 := p.eb.List(t.Context(), engine.Filter{})
+			if err != nil || err2 != nil || len(ours) != 1 {
+				t.Fatalf("%+v, %v, %v", ours, err, err2)
+			}
+			if everything && len(theirs) != 1 || !everything && len(theirs) != 2 {
+				t.Errorf("everything lost %t: b has %d IKE SAs", everything, len(theirs))
+			}
+			p.mustForward()
+		})
+	}
+}

@@ -22,6 +22,7 @@ type Host struct {
 	Secrets map[string][]string // by reference, best first
 	NAT     *NAT                // in front of this host, or nil
 	Cookies ipsec.Secret        // ask for cookies, when set
+	Alone   bool                // it has no IKE SA with anybody
 	Nonces  [][]byte            // what the next nonces begin with
 
 	Credentials map[string]Credential // by reference
@@ -115,6 +116,7 @@ func (n *Net) Add(name, addr string, policy *ipsec.NodePolicy) *Host {
 		Rand:     source{rand.New(rand.NewPCG(n.Rand.Uint64(), 2)), h},
 		AllocSPI: func() ipsec.SPI { h.spi++; return h.spi },
 		NextID:   func() uint64 { h.id++; return h.id },
+		Alone:    func(string, ipsec.Identity) bool { return h.Alone },
 	}
 	n.hosts = append(n.hosts, h)
 	return h

@@ -356,12 +356,15 @@ func TestTransportMode(t *testing.T) {
 
 // RFC 7296 §2.4: INITIAL_CONTACT says that there is no other IKE SA.
 func TestInitialContact(t *testing.T) {
-	n, web, db := iketest.Pair(t, 1, nil)
-	web.Connect("rule", nil).AnnounceInitialContact()
-	n.Run(time.Second)
-	mustBeUp(t, n, web, db)
-	if db.Contacts != 1 {
-		t.Errorf("db saw %d", db.Contacts)
+	for want, alone := range []bool{false, true} {
+		n, web, db := iketest.Pair(t, 1, nil)
+		web.Alone = alone
+		web.Connect("rule", nil)
+		n.Run(time.Second)
+		mustBeUp(t, n, web, db)
+		if db.Contacts != want {
+			t.Errorf("alone %t: db saw %d", alone, db.Contacts)
+		}
 	}
 }
 

@@ -68,7 +68,8 @@ func (m *Machine) sendAuth(own ownAuth) {
 	ps = append(ps, own.auth)
 	ps = append(ps, m.tokenPayload(m.spiI, m.spiR)...)
 	ps = append(ps, m.grantWindow())
-	if m.announceOnly {
+	// RFC 7296 §2.4: what the peer still has is left over from before a restart.
+	if id := m.peer.RemoteID; !id.IsZero() && m.env.Alone != nil && m.env.Alone(m.peer.Name, id) {
 		ps = append(ps, &wire.Notify{Message: wire.InitialContact})
 	}
 	if m.first.offer.announces {
@@ -298,7 +299,7 @@ func (m *Machine) retryOtherwise() bool {
 func (m *Machine) startOver(secret, kind int) *Machine {
 	n := NewInitiator(m.env, m.policy, m.peer, m.path)
 	n.mob.local = m.mob.local
-	n.secret, n.kind, n.announceOnly, n.created, n.heard = secret, kind, m.announceOnly, m.now, m.now
+	n.secret, n.kind, n.created, n.heard = secret, kind, m.now, m.now
 	t := m.doing(taskConnect)
 	n.queue = append([]task{{kind: taskConnect, rule: t.rule, packet: t.packet}}, m.queue...)
 	m.queue = nil

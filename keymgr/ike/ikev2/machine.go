@@ -66,9 +66,8 @@ type Machine struct {
 	tx    *suite.Cipher
 	rx    *suite.Cipher
 
-	first        *firstContact // IKE_SA_INIT, as far as IKE_AUTH needs it
-	announceOnly bool          // send INITIAL_CONTACT
-	restored     bool          // read back after a restart, and no policy has come yet
+	first    *firstContact // IKE_SA_INIT, as far as IKE_AUTH needs it
+	restored bool          // read back after a restart, and no policy has come yet
 
 	window    window
 	frag      fragmentation
@@ -113,11 +112,6 @@ func defaults(env ike.Env) ike.Env {
 	}
 	return env
 }
-
-// AnnounceInitialContact makes an initiator say in IKE_AUTH that this is its
-// only IKE SA with the peer (RFC 7296 §2.4), so that the peer drops what is left
-// over from before a restart.
-func (m *Machine) AnnounceInitialContact() { m.announceOnly = true }
 
 // Machines makes machines for peer profiles by name.
 type Machines struct{}
