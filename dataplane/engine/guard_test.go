@@ -53,7 +53,7 @@ func TestAPanicCostsABatch(t *testing.T) {
 			b.inw[0].gro.tun = f
 		}
 		a.tun.ToEngine <- netio.Packet{Data: udp(src, dst, []byte("lost"))}
-		for end := time.Now().Add(10 * time.Second); count(h, packet.WhyPanic) == 0; {
+		for end := time.Now().Add(30 * time.Second); count(h, packet.WhyPanic) == 0; {
 			if time.Now().After(end) {
 				t.Fatalf("%s: no panic was counted", way)
 			}

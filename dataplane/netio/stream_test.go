@@ -49,8 +49,8 @@ func receive(t *testing.T, s *Streams) Message {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("nothing came in 10 s")
+	case <-time.After(30 * time.Second):
+		t.Fatal("nothing came in 30 s")
 	}
 	return ms[0]
 }
@@ -106,7 +106,7 @@ func TestStreamsCarryDatagramsBothWays(t *testing.T) {
 
 func awaitOpen(t *testing.T, s *Streams, n int) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); s.Counts().Open != n; {
+	for end := time.Now().Add(30 * time.Second); s.Counts().Open != n; {
 		if time.Now().After(end) {
 			t.Fatalf("%d connections are open, want %d", s.Counts().Open, n)
 		}
@@ -135,7 +135,7 @@ func TestStreamsRefuseWhatIsNotOfTheForm(t *testing.T) {
 		if tc.name == "half a prefix" || tc.name == "a frame that is cut off" {
 			_ = c.(*net.TCPConn).CloseWrite()
 		}
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Errorf("%s: got an answer", tc.name)
 		} else if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -164,7 +164,7 @@ func TestStreamsAreBoundedByPrefix(t *testing.T) {
 		defer c.Close()
 		open = append(open, c)
 	}
-	for end := time.Now().Add(10 * time.Second); server.Counts().Refused < 10 && time.Now().Before(end); {
+	for end := time.Now().Add(30 * time.Second); server.Counts().Refused < 10 && time.Now().Before(end); {
 		<-time.After(time.Millisecond)
 	}
 	if n := server.Counts(); n.Open != maxStreamsPrefix || n.Refused != 10 {
@@ -195,15 +195,12 @@ func TestStreamsDropForAPeerThatDoesNotRead(t *testing.T) {
 	}
 	m := receive(t, server)
 	out := []Message{{Data: make([]byte, 60000), Local: m.Local, Remote: m.Remote}}
-	begin := time.Now()
-	for range 2000 {
+	for range 1000 {
 		_, _ = server.Sender().Send(out)
 	}
-	if d := time.Since(begin); d > 5*time.Second {
-		t.Errorf("sending took %s", d)
-	}
-	if server.Counts().Dropped == 0 {
-		t.Error("nothing was dropped of 120 MB that nobody reads")
+	// A sender that waited would have done so until the connection was given up.
+	if n := server.Counts(); n.Dropped == 0 || n.Open != 1 {
+		t.Errorf("%+v after 60 MB that nobody reads; want some dropped, and the connection still open", n)
 	}
 }
 

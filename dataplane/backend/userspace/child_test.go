@@ -29,7 +29,7 @@ import (
 const roleVariable = "TESTUDO_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "order-serve": childOrderServe, "order-dial": childOrderDial, "sniff": childSniff}
+	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "paced-dial": childPacedDial, "order-serve": childOrderServe, "order-dial": childOrderDial, "sniff": childSniff}
 	name := os.Getenv(roleVariable)
 	if name == "" {
 		os.Exit(m.Run())
@@ -253,7 +253,7 @@ func childUDPDial() error {
 		sent = datagram(1)
 	}
 	got := make([]byte, 65536)
-	for range 10 {
+	for range 30 {
 		if _, err = c.Write(sent); err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ func TestOuterHeaderFollowsPolicy(t *testing.T) {
 			}
 			file := filepath.Join(t.TempDir(), "wire.pcap")
 			stop := l.a.capture(file)
-			args := append([]string{"ping", "-c", "1", "-W", "2", "-I", l.a.in4.String()}, c.ping...)
+			args := append([]string{"ping", "-c", "1", "-W", "10", "-I", l.a.in4.String()}, c.ping...)
 			out, err := l.a.try(append(args, l.b.in4.String())...)
 			stop()
 			if err != nil {

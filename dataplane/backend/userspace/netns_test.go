@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -57,9 +58,9 @@ func newLab(t testing.TB) *lab {
 		}
 	}
 	l := &lab{t: t}
-	id := os.Getpid()
-	l.a = &node{l: l, ns: fmt.Sprintf("tst%da", id), v4: addr("192.0.2.1"), v6: addr("2001:db8::1"), in4: addr("10.1.0.1"), in6: addr("2001:db8:1::1")}
-	l.b = &node{l: l, ns: fmt.Sprintf("tst%db", id), v4: addr("192.0.2.2"), v6: addr("2001:db8::2"), in4: addr("10.2.0.1"), in6: addr("2001:db8:2::1")}
+	id := rand.Uint32() // not the pid: what a killed run left may have had the same
+	l.a = &node{l: l, ns: fmt.Sprintf("tst%08xa", id), v4: addr("192.0.2.1"), v6: addr("2001:db8::1"), in4: addr("10.1.0.1"), in6: addr("2001:db8:1::1")}
+	l.b = &node{l: l, ns: fmt.Sprintf("tst%08xb", id), v4: addr("192.0.2.2"), v6: addr("2001:db8::2"), in4: addr("10.2.0.1"), in6: addr("2001:db8:2::1")}
 	for _, n := range []*node{l.a, l.b} {
 		run(t, "ip", "netns", "add", n.ns)
 		t.Cleanup(func() { run(t, "ip", "netns", "del", n.ns) })
@@ -80,9 +81,9 @@ func newLab(t testing.TB) *lab {
 	}
 	// The kernel adds this one once it has seen the link come up.
 	for _, n := range []*node{l.a, l.b} {
-		for end := time.Now().Add(5 * time.Second); !strings.Contains(n.run("ip", "-6", "route", "show", "table", "local"), "ff00::/8 dev eth0"); {
+		for end := time.Now().Add(30 * time.Second); !strings.Contains(n.run("ip", "-6", "route", "show", "table", "local"), "ff00::/8 dev eth0"); {
 			if time.Now().After(end) {
-				t.Fatal("the veth link did not come up within 5 s")
+				t.Fatal("the veth link did not come up within 30 s")
 			}
 		}
 	}
@@ -200,6 +201,21 @@ func (c *child) do(verb string, arg any) string {
 		c.t.Fatalf("%s: %v\n%s", verb, err, c.log)
 	}
 	return s
+}
+
+// wantWhy waits until as many packets are counted under a why: a worker may come to
+// them after the one who sent them has given up.
+func (c *child) wantWhy(why packet.Why, want uint64) {
+	c.t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; {
+		got := c.why(why)
+		if got >= want || time.Now().After(end) {
+			if got != want {
+				c.t.Errorf("%d packets counted as %s, want %d", got, why, want)
+			}
+			return
+		}
+	}
 }
 
 func (c *child) why(why packet.Why) uint64 {
@@ -336,7 +352,7 @@ func (n *node) hostState() []string {
 	var s strings.Builder
 	for _, c := range [][]string{
 		{"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
-		{"nft", "list", "ruleset"}, {"ip", "-o", "link"},
+		{"nft", "list", "ruleset"}, {"ip", "-br", "link"}, // without -br it looks for names in all namespaces
 	} {
 		s.WriteString(n.run(c...))
 	}

@@ -129,12 +129,10 @@ func largePolicy(t *testing.T, role string) {
 		if _, err := l.a.try("ping", "-c", "1", "-W", "0.3", fmt.Sprintf("10.50.%d.%d", i>>7, 2*i&255)); err == nil {
 			t.Errorf("rule %d does not block", i)
 		}
-		if got := l.a.worker.why(packet.WhyBlocked); got != uint64(k+1) {
-			t.Errorf("after rule %d: %d packets blocked, want %d", i, got, k+1)
-		}
+		l.a.worker.wantWhy(packet.WhyBlocked, uint64(k+1))
 	}
-	l.a.run("ping", "-c", "1", "-W", "2", "10.50.200.1") // no rule
-	for i := range large.Rules {                         // each its own ports: no two share a chain
+	l.a.run("ping", "-c", "1", "-W", "10", "10.50.200.1") // no rule
+	for i := range large.Rules {                          // each its own ports: no two share a chain
 		x := &large.Rules[i].Selector
 		x.Local.Protocol, x.Remote.Protocol = 17, 17
 		x.Remote.PortFirst, x.Remote.PortLast = uint16(i+1), uint16(i+1)

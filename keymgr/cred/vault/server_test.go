@@ -156,7 +156,7 @@ func (s *server) put(t testing.TB, name, key string) {
 // config is what keymgrd would have for this server.
 func (s *server) config(t testing.TB) vault.Config {
 	t.Helper()
-	conf := vault.Config{Address: s.addr, Auth: s.role, Timeout: 5 * time.Second, Log: quiet}
+	conf := vault.Config{Address: s.addr, Auth: s.role, Timeout: 30 * time.Second, Log: quiet}
 	if s.ca != "" {
 		conf.CAFile = s.file(t, s.ca)
 	}

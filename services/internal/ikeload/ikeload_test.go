@@ -169,7 +169,7 @@ func (r *responder) waitClean(t *testing.T) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for limit := time.Now().Add(10 * time.Second); ; <-tick.C {
+	for limit := time.Now().Add(30 * time.Second); ; <-tick.C {
 		s := r.Stats()
 		if s.Machines == 0 && s.SADesired == 0 {
 			return

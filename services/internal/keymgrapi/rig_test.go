@@ -155,7 +155,7 @@ func waitFor(t *testing.T, what string, cond func() error) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	var err error
-	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); <-tick.C {
+	for limit := time.Now().Add(30 * time.Second); time.Now().Before(limit); <-tick.C {
 		if err = cond(); err == nil {
 			return
 		}

@@ -394,8 +394,8 @@ func (r *recorder) next(t *testing.T) *keymgrv1.AttachRequest {
 	select {
 	case m := <-r.got:
 		return m
-	case <-time.After(10 * time.Second):
-		t.Fatal("no message within 10 s")
+	case <-time.After(30 * time.Second):
+		t.Fatal("no message within 30 s")
 		return nil
 	}
 }

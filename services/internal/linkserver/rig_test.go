@@ -355,8 +355,8 @@ func (r *rig) event() ike.Event {
 	select {
 	case ev := <-r.events:
 		return ev
-	case <-time.After(10 * time.Second):
-		r.t.Fatal("the machine was told nothing within 10 s")
+	case <-time.After(30 * time.Second):
+		r.t.Fatal("the machine was told nothing within 30 s")
 		return nil
 	}
 }
@@ -366,11 +366,11 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(10 * time.Second); !ok(); {
+	for end := time.After(30 * time.Second); !ok(); {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("did not happen within 10 s: %s", what)
+			t.Fatalf("did not happen within 30 s: %s", what)
 		}
 	}
 }

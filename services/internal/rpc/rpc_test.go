@@ -362,11 +362,11 @@ func eventually(t *testing.T, ok func() bool, what string) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(10 * time.Second); !ok(); {
+	for end := time.After(30 * time.Second); !ok(); {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("did not happen within 10 s: %s", what)
+			t.Fatalf("did not happen within 30 s: %s", what)
 		}
 	}
 }
