@@ -17,10 +17,11 @@ import (
 type moody struct {
 	away  atomic.Bool
 	other atomic.Bool
+	lost  atomic.Bool // "file:b" is
 }
 
 func (s *moody) PSK(_ context.Context, ref string) ([]ipsec.Secret, error) {
-	if s.away.Load() {
+	if s.away.Load() || s.lost.Load() && ref == "file:b" {
 		return nil, cred.Errorf(cred.Unavailable, ref, "Vault is away")
 	}
 	if s.other.Load() && ref == "file:b" {
@@ -105,6 +106,45 @@ func TestReauthenticationThatFailsEndsTheOldIKESA(t *testing.T) {
 			t.Errorf("left are %d and %d SAs: %+v", len(p.a.sas), len(p.b.sas), sas)
 		}
 	})
+}
+
+// A policy with another authentication replaces the IKE SAs made under the old one, make
+// before break; where the other end does not have it too, they end.
+func TestAnotherAuthenticationReplacesTheIKESA(t *testing.T) {
+	for _, both := range []bool{true, false} {
+		inPair(t, 2, nil, func(t *testing.T, p *pair) {
+			p.a.acquire(1)
+			p.after(time.Second)
+			if _, err := p.e.Initiate(t.Context(), "b", "rule-1"); err != nil {
+				t.Fatal(err)
+			}
+			p.after(time.Minute)
+			before := p.list(t, engine.Filter{Node: "a"})
+			p.lossless = both
+			for _, end := range [][4]string{{"a", "192.0.2.1", "b", "192.0.2.2"}, {"b", "192.0.2.2", "a", "192.0.2.1"}} {
+				x := policy(t, end[0], end[1], end[2], end[3], 2)
+				x.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:another"}}
+				if both || end[0] == "b" {
+					p.e.SetPolicy(end[0], x)
+				}
+			}
+			p.after(5 * time.Minute)
+			after := p.list(t, engine.Filter{Node: "a"})
+			if len(before) != 1 || len(before[0].Children) != 2 {
+				t.Fatalf("before: %+v", before)
+			}
+			if !both {
+				if len(after) != 0 || len(p.a.sas)+len(p.b.sas) != 0 {
+					t.Errorf("left are %d and %d SAs: %+v", len(p.a.sas), len(p.b.sas), after)
+				}
+				return
+			}
+			if len(after) != 1 || len(after[0].Children) != 2 || after[0].LocalSPI == before[0].LocalSPI || len(p.a.sas) != 4 || len(p.b.sas) != 4 {
+				t.Errorf("%d and %d SAs: %+v", len(p.a.sas), len(p.b.sas), after)
+			}
+			p.mustForward()
+		})
+	}
 }
 
 // After authenticating anew a node can move as before (RFC 4555): the machine that

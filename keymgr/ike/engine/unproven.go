@@ -20,6 +20,10 @@ func (n *node) mayInstall(c *cell, sas []ipsec.SA) error {
 		return nil
 	}
 	for _, sa := range sas {
+		p := n.profiles[sa.Peer]
+		if p == nil || onlyNull(p) {
+			continue
+		}
 		for _, r := range n.children[sa.Rule] {
 			if !r.cell.unproven && overlap(r.child.Selectors, sa.Selectors) {
 				r.cell.post(ike.CheckPeer{})
@@ -27,7 +31,7 @@ func (n *node) mayInstall(c *cell, sas []ipsec.SA) error {
 			}
 		}
 		// How the peers of an earlier key manager had proven themselves is not known.
-		if p := n.profiles[sa.Peer]; p != nil && !onlyNull(p) && len(n.sadb.OrphansOf(sa.Rule)) != 0 {
+		if len(n.sadb.OrphansOf(sa.Rule)) != 0 {
 			return fmt.Errorf("rule %q, SAs of an earlier key manager: %w", sa.Rule, ike.ErrUnproven)
 		}
 	}
@@ -61,7 +65,8 @@ func (n *node) dropUnproven(c *cell, ch ike.Child) {
 // keepProven ends a reauthentication whose peer has proven less than it had before: the
 // old IKE SA stays, and asks again. The caller holds node.mu.
 func (n *node) keepProven(c *cell) {
-	if r := c.takes; r != nil && c.unproven && !r.old.unproven {
+	p := n.profiles[c.peer]
+	if r := c.takes; r != nil && c.unproven && !r.old.unproven && p != nil && !onlyNull(p) {
 		n.e.cfg.Log.Warn("the peer did not prove its identity anew: the IKE SA in which it had stays", "node", n.name, "peer", c.peer)
 		c.takes, r.old.successor = nil, nil
 		c.post(ike.Terminate{Why: whyUnproven})

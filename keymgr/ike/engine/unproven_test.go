@@ -86,27 +86,28 @@ func TestAPeerWithoutAProofDoesNotDisplaceOneWithAProof(t *testing.T) {
 
 // A reauthentication in which the peer proves nothing leaves what it had proven before.
 func TestReauthenticationWithoutAProofChangesNothing(t *testing.T) {
-	inPair(t, 1, nil, func(t *testing.T, p *pair) {
-		for _, end := range [][4]string{{"a", "192.0.2.1", "b", "192.0.2.2"}, {"b", "192.0.2.2", "a", "192.0.2.1"}} {
-			x := policy(t, end[0], end[1], end[2], end[3], 1)
-			x.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:psk"}, {Null: true}}
-			if end[0] == "a" {
-				x.Peers[0].Reauth = time.Hour
-			}
-			p.e.SetPolicy(end[0], x)
-		}
+	s := &moody{}
+	inPair(t, 1, func(c *engine.Config) { c.Secrets = s }, func(t *testing.T, p *pair) {
+		a := policy(t, "a", "192.0.2.1", "b", "192.0.2.2", 1)
+		a.Peers[0].Auth, a.Peers[0].Reauth = []ipsec.AuthMethod{{PSK: "file:a", Side: ipsec.AuthRemote}, {Null: true}}, time.Hour
+		b := policy(t, "b", "192.0.2.2", "a", "192.0.2.1", 1)
+		b.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:b", Side: ipsec.AuthLocal}, {Null: true, Side: ipsec.AuthLocal}, {Null: true, Side: ipsec.AuthRemote}}
+		p.e.SetPolicy("a", a)
+		p.e.SetPolicy("b", b)
 		p.a.acquire(1)
 		p.after(5 * time.Second)
 		before := p.list(t, engine.Filter{Node: "a"})
-		b := policy(t, "b", "192.0.2.2", "a", "192.0.2.1", 1)
-		b.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:psk", Side: ipsec.AuthRemote}, {Null: true, Side: ipsec.AuthLocal}}
-		b.Peers[0].Remote = nil // or it would authenticate anew itself
-		p.e.SetPolicy("b", b)
+		s.lost.Store(true)
 		p.after(2 * time.Hour)
 		after := p.list(t, engine.Filter{Node: "a", Peer: "b"})
 		if len(before) != 1 || len(after) != 1 || after[0].LocalSPI != before[0].LocalSPI || after[0].RemoteAuth == ike.AuthNull {
 			t.Errorf("before %+v\nafter %+v", before, after)
 		}
 		p.mustForward()
+		s.lost.Store(false)
+		p.after(10 * time.Minute)
+		if after = p.list(t, engine.Filter{Node: "a", Peer: "b"}); len(after) != 1 || after[0].LocalSPI == before[0].LocalSPI {
+			t.Errorf("with a proof again: %+v", after)
+		}
 	})
 }

@@ -85,6 +85,7 @@ type Machine struct {
 	heard    time.Time // last proof of liveness
 	rekeyAt  time.Time
 	reauthAt time.Time
+	proveBy  time.Time // the end, unless the ends prove themselves anew: policy.go
 	endAt    time.Time
 
 	now     time.Time

@@ -3,6 +3,7 @@ package ikev2
 import (
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -10,6 +11,7 @@ import (
 
 // policyChanged keeps what the new policy still allows, and closes the rest.
 func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
+	before := m.policy
 	m.policy, m.restored = policy, false
 	var candidates []ipsec.Peer
 	for _, c := range m.candidates {
@@ -40,12 +42,56 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 		m.terminate("the policy has changed: it does not allow " + m.suite.String() + " with peer " + p.Name)
 		return
 	}
+	if !reflect.DeepEqual([]any{old.Auth, old.PPK}, []any{p.Auth, p.PPK}) {
+		m.proveAnew()
+	}
+	m.retime(old)
 	for _, c := range m.children {
 		if !m.keeps(c) {
 			m.deleteChild(c.ID, "the policy has changed: rule "+c.Rule)
-		} else {
-			m.fill(c)
+			continue
 		}
+		m.fill(c)
+		// Its limits are in the worker: a rekey brings the new ones.
+		was, ok := ruleNamed(before, p.Name, c.Rule)
+		if is, _ := m.ruleOf(c.Rule); ok && was.Template.Lifetime != is.Template.Lifetime {
+			c.rekeyAt = m.now.Add(m.below(changeSpread))
+		}
+	}
+}
+
+// changeSpread is the time over which the IKE SAs of a fleet do what a new policy asks
+// for.
+const changeSpread = 30 * time.Second
+
+// proveTime is how long an IKE SA lasts after its policy has another authentication.
+const proveTime = 3 * time.Minute
+
+// proveAnew replaces an IKE SA whose ends have proven themselves as the policy has it no
+// more, and ends it when that comes to nothing. The other end has the new policy at
+// about the same time: it comes a little later, and the original initiator first.
+func (m *Machine) proveAnew() {
+	at := m.now.Add(changeSpread/6 + m.below(changeSpread))
+	if !m.initiator {
+		at = at.Add(changeSpread)
+	}
+	m.reauthAt = sooner(m.reauthAt, at)
+	m.proveBy = sooner(m.proveBy, m.now.Add(proveTime))
+}
+
+// retime makes new times of the profile count for the IKE SA that is up, but for a later
+// reauthentication: that the peer has asked for the sooner one may be.
+func (m *Machine) retime(old ipsec.Peer) {
+	now := m.now.Add(m.below(changeSpread))
+	if l := m.peer.Lifetime; l != old.Lifetime {
+		m.rekeyAt, m.endAt = time.Time{}, time.Time{}
+		if l > 0 {
+			m.rekeyAt = later(m.since.Add(l-m.below(l/10)), now)
+			m.endAt = later(m.since.Add(l), m.rekeyAt).Add(l / lifetimeOverrun)
+		}
+	}
+	if d := m.peer.Reauth; d > 0 && d != old.Reauth {
+		m.reauthAt = sooner(m.reauthAt, later(m.since.Add(d-m.below(d/reauthMargin)), now))
 	}
 }
 

@@ -237,7 +237,7 @@ func (m *Machine) successor(initiator bool, n *ikeNegotiation, secrets []ipsec.S
 		env: m.env, policy: m.policy, restored: m.restored, peer: m.peer, secret: m.secret, initiator: initiator,
 		spiI: n.spi, spiR: n.peerSPI, path: m.path, nat: m.nat, localID: m.localID, remoteID: m.remoteID,
 		frag:      fragmentation{agreed: m.frag.agreed, limit: m.frag.limit},
-		localAuth: m.localAuth, remoteAuth: m.remoteAuth, ppk: m.ppk, reauthAt: m.reauthAt,
+		localAuth: m.localAuth, remoteAuth: m.remoteAuth, ppk: m.ppk, reauthAt: m.reauthAt, proveBy: m.proveBy,
 		created: m.now, now: m.now,
 	}
 	if !initiator {

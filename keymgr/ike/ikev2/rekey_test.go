@@ -329,6 +329,53 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("%v %v", web.SAs, db.SAs)
 		}
 	})
+	t.Run("another lifetime of the rule", func(t *testing.T) {
+		n, web, db := change(func(p *ipsec.NodePolicy) {
+			tmpl := *p.Rules[0].Template
+			tmpl.Lifetime = ipsec.Lifetime{Bytes: ipsec.Limit{Soft: 1 << 20, Hard: 1 << 21}}
+			p.Rules[0].Template = &tmpl
+		})
+		n.Run(30 * time.Second)
+		mustBeUp(t, n, web, db)
+		if c := web.Children(); len(c) != 1 || c[0].Rekeyed != 1 || web.SAs[0].Lifetime.Bytes.Hard != 1<<21 {
+			t.Errorf("%+v, %+v", c, web.SAs)
+		}
+	})
+	t.Run("a shorter lifetime of the IKE SA", func(t *testing.T) {
+		n, web, db := change(func(p *ipsec.NodePolicy) { p.Peers[0].Lifetime = 10 * time.Minute })
+		before := web.Machine().Info().LocalSPI
+		n.Run(10 * time.Minute)
+		mustBeUp(t, n, web, db)
+		if web.Machine().Info().LocalSPI == before {
+			t.Error("it was not rekeyed")
+		}
+	})
+	t.Run("a lifetime that is over", func(t *testing.T) {
+		n, web, db := connected(t, 1, nil)
+		n.Run(time.Hour)
+		before := web.Machine().Info().LocalSPI
+		p := *web.Policy
+		p.Peers = slices.Clone(p.Peers)
+		p.Peers[0].Lifetime, p.Peers[0].Reauth = 10*time.Minute, 20*time.Minute
+		web.Do(ike.PolicyChanged{Policy: &p})
+		n.Run(40 * time.Second)
+		mustBeUp(t, n, web, db)
+		if web.Machine().Info().LocalSPI == before || web.Reauths != 1 {
+			t.Errorf("the IKE SA was not rekeyed, or not reauthenticated: %d", web.Reauths)
+		}
+	})
+	t.Run("another authentication", func(t *testing.T) {
+		n, web, db := change(func(p *ipsec.NodePolicy) { p.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:other"}} })
+		n.Run(20 * time.Second)
+		if mustBeUp(t, n, web, db); web.Reauths != 1 {
+			t.Errorf("asked %d times for a new IKE SA", web.Reauths)
+		}
+		web.Do(ike.RekeyIKE{}) // proves nothing
+		n.Run(time.Minute)
+		mustBeUp(t, n, web, db)
+		n.Run(3 * time.Minute)
+		mustBeEmpty(t, web, db)
+	})
 	t.Run("the peer is gone", func(t *testing.T) {
 		_, web, db := change(func(p *ipsec.NodePolicy) { p.Peers = nil })
 		mustBeEmpty(t, web, db)

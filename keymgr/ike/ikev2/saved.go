@@ -124,7 +124,7 @@ func (m *Machine) archive(c *archive.Coder) {
 	c.Secret(&m.peerToken)
 	m.archiveKeys(c)
 
-	for _, t := range []*time.Time{&m.created, &m.since, &m.rekeyAt, &m.reauthAt, &m.endAt} {
+	for _, t := range []*time.Time{&m.created, &m.since, &m.rekeyAt, &m.reauthAt, &m.proveBy, &m.endAt} {
 		c.Time(t)
 	}
 	archive.Num(c, &m.window.next)

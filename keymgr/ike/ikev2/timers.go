@@ -24,6 +24,7 @@ func (m *Machine) Deadline() time.Time {
 	case stateEstablished:
 		at(m.rekeyAt)
 		at(m.reauthAt)
+		at(m.proveBy)
 		at(m.livenessAt())
 		for _, c := range m.children {
 			at(c.outAt)
@@ -99,6 +100,11 @@ func (m *Machine) tick() {
 		m.terminate("lifetime")
 		return
 	}
+	if m.due(m.proveBy) {
+		m.proveBy = time.Time{}
+		m.terminate("the policy has changed: the ends have not proven themselves anew as it asks")
+		return
+	}
 	if m.due(m.rekeyAt) {
 		m.rekeyIKE()
 	}
@@ -124,4 +130,12 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// sooner is the earlier of two times, of which a may not be set.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }
