@@ -74,6 +74,7 @@ type Template struct {
 type OuterHeader struct {
 	DF        DF
 	FixedDSCP bool // DSCP instead of the inner packet's
+	CopyLabel bool // the inner packet's IPv6 flow label, as far as it has one
 	DSCP      uint8
 }
 

@@ -30,9 +30,10 @@ func (w *outWorker) authenticate(o *outSA, b []byte, h *packet.Header, off *neti
 	add := s.HeaderLen(h.Version)
 	uncounted := t.skip // what a lifetime does not count: the headers of transport mode
 	if o.SA().Mode == ipsec.ModeTransport {
-		m.TTL = packet.TTL(b)
+		m.TTL, m.FlowLabel = packet.TTL(b), packet.FlowLabel(b)
 		t.skip = 0 // segments with their IP header
 	} else {
+		m.FlowLabel = p.flowLabel(b)
 		add = p.outer.Len() + s.HeaderLen(outerVersion(p))
 	}
 	if known := p.known(w.now); known != 0 && p.tooBigFor(t.largest(), known-add, packet.DF(b) && !w.whole) {

@@ -88,6 +88,15 @@ func (e *Engine) redress() error {
 	return nil
 }
 
+// flowLabel is the outer IPv6 flow label for an inner packet, 0 for the kernel's choice:
+// a hash of the outer addresses and ports.
+func (p *path) flowLabel(inner []byte) uint32 {
+	if !p.header.CopyLabel || p.remote.Addr().Is4() {
+		return 0
+	}
+	return packet.FlowLabel(inner)
+}
+
 // tooBigFor says whether a packet is larger than a path is known to carry, and may
 // not be cut on the way.
 func (p *path) tooBigFor(size, mtu int, df bool) bool {

@@ -246,9 +246,9 @@ func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Off
 	}
 	m := netio.Message{Local: p.local, Remote: p.remote, TOS: packet.TOS(b)}
 	if t.skip != 0 {
-		m.TTL = packet.TTL(b) // transport mode keeps the packet's own header
+		m.TTL, m.FlowLabel = packet.TTL(b), packet.FlowLabel(b) // transport mode keeps the packet's own header
 	} else if p.outer != nil {
-		m.TOS = p.outer.TOS(m.TOS)
+		m.TOS, m.FlowLabel = p.outer.TOS(m.TOS), p.flowLabel(b)
 	}
 	if p.room != 0 {
 		m = wholeMessage(p)
@@ -302,7 +302,7 @@ func (w *outWorker) enqueue(p *path, m *netio.Message, n int) {
 	}
 	start := w.used
 	w.used += n
-	if last := len(q.msgs) - 1; q.path == p && q.end == start && q.msgs[last].TOS == m.TOS && q.msgs[last].TTL == m.TTL {
+	if last := len(q.msgs) - 1; q.path == p && q.end == start && q.msgs[last].TOS == m.TOS && q.msgs[last].TTL == m.TTL && q.msgs[last].FlowLabel == m.FlowLabel {
 		l := &q.msgs[last]
 		full := max(l.Segment, len(l.Data)/q.count)
 		if n <= full && q.count < netio.MaxSegments && len(l.Data)+n <= netio.MaxTrainBytes {

@@ -9,9 +9,9 @@ import (
 )
 
 // controlRoom holds the control messages that a socket of ours sends or
-// receives: packet info, TOS or traffic class, and the segment size; on receive
-// also what the kernel may add.
-const controlRoom = 128
+// receives: packet info, TOS or traffic class, TTL, flow label and the segment size;
+// on receive also what the kernel may add.
+const controlRoom = 160
 
 // control builds the ancillary data of one message.
 type control struct {
@@ -55,6 +55,13 @@ func (c *control) ttl(v4 bool, ttl uint8) {
 		return
 	}
 	binary.NativeEndian.PutUint32(c.add(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT, 4), uint32(ttl))
+}
+
+// flowLabel is of IPv6 only. The kernel takes it without a lease (IPV6_FLOWLABEL_MGR)
+// as long as nobody on the host has an exclusive one (ping -F, for one).
+func (c *control) flowLabel(label uint32) {
+	const flowinfo = 11 // IPV6_FLOWINFO of linux/in6.h
+	binary.BigEndian.PutUint32(c.add(unix.IPPROTO_IPV6, flowinfo, 4), label)
 }
 
 func (c *control) segment(n int) {

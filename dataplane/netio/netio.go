@@ -52,6 +52,9 @@ type Message struct {
 	Remote  netip.AddrPort
 	TOS     uint8 // DSCP and ECN of the outer header
 	TTL     uint8 // sending only: TTL or hop limit; 0 for the kernel's default
+
+	// FlowLabel of the outer IPv6 header, sending only; 0 for the kernel's choice.
+	FlowLabel uint32
 }
 
 // Conn is one socket.

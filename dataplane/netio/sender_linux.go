@@ -71,7 +71,12 @@ func (t *SocketSender) Send(ms []Message) (int, error) {
 			return ok, err // closed
 		}
 		// The message after those that were sent is the one refused.
-		if m := &ms[0]; m.Segment != 0 {
+		m := &ms[0]
+		if m.FlowLabel != 0 && t.errno == unix.EINVAL {
+			m.FlowLabel = 0 // somebody on the host has leased labels: the kernel's will do
+			continue
+		}
+		if m.Segment != 0 {
 			// EIO: the device cannot checksum, so never segment here again.
 			// EMSGSIZE, EINVAL: a segment is larger than the path MTU.
 			if t.errno == unix.EIO {
@@ -156,6 +161,9 @@ func (t *SocketSender) fill(i int, m *Message) {
 	}
 	if m.TTL != 0 {
 		c.ttl(v4, m.TTL)
+	}
+	if m.FlowLabel != 0 && !v4 {
+		c.flowLabel(m.FlowLabel)
 	}
 	if m.Segment != 0 {
 		c.segment(m.Segment)

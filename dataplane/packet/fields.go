@@ -32,6 +32,14 @@ func SetTOS(b []byte, tos uint8) {
 	b[1] = b[1]&0x0f | tos<<4
 }
 
+// FlowLabel is the IPv6 flow label, 0 for IPv4 (RFC 6437).
+func FlowLabel(b []byte) uint32 {
+	if b[0]>>4 != 6 {
+		return 0
+	}
+	return uint32(b[1]&15)<<16 | uint32(b[2])<<8 | uint32(b[3])
+}
+
 // DSCP is the differentiated services code point, 0 to 63.
 func DSCP(b []byte) uint8 { return TOS(b) >> 2 }
 

@@ -122,6 +122,7 @@ func template(c *Coder, v *ipsec.Template) {
 	Num(c, &v.Outer.DF)
 	c.Bool(&v.Outer.FixedDSCP)
 	Num(c, &v.Outer.DSCP)
+	c.Bool(&v.Outer.CopyLabel)
 }
 
 // Rule is one entry of an SPD.

@@ -54,6 +54,7 @@ func RuleVersion(r *ipsec.Rule) string {
 		d.number(uint64(t.Outer.DF))
 		d.flag(t.Outer.FixedDSCP)
 		d.number(uint64(t.Outer.DSCP))
+		d.flag(t.Outer.CopyLabel)
 	}
 	return d.sum()
 }

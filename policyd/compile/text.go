@@ -31,6 +31,7 @@ func Text(p ipsec.NodePolicy) string {
 			flag(&w, t.FallbackClear, "fallback to clear")
 			flag(&w, t.Outer.DF != ipsec.DFAuto, "outer DF "+t.Outer.DF.String())
 			flag(&w, t.Outer.FixedDSCP, fmt.Sprintf("outer DSCP %d", t.Outer.DSCP))
+			flag(&w, t.Outer.CopyLabel, "outer flow label copied")
 			w.WriteByte('\n')
 		}
 	}

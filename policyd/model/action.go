@@ -187,6 +187,15 @@ func readOuter(v value) (h ipsec.OuterHeader) {
 			}
 			h.FixedDSCP, h.DSCP = true, uint8(v.number("copy or a number", 0, 63))
 		}},
+		key{"flowLabel", false, func(v value) {
+			switch v.text("auto or copy") {
+			case "copy":
+				h.CopyLabel = true
+			case "auto", "":
+			default:
+				v.want("auto or copy")
+			}
+		}},
 	)
 	return h
 }

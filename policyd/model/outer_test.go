@@ -14,6 +14,8 @@ func TestOuterHeader(t *testing.T) {
 		", outer: {df: clear, dscp: 46}": {DF: ipsec.DFClear, FixedDSCP: true, DSCP: 46},
 		", outer: {df: set}":             {DF: ipsec.DFSet},
 		", outer: {df: copy}":            {DF: ipsec.DFCopy},
+		", outer: {flowLabel: auto}":     {},
+		", outer: {flowLabel: copy}":     {CopyLabel: true},
 	} {
 		docs, err := Parse("action.yaml", []byte("apiVersion: testudo/v1\nkind: FilterAction\nmetadata: {name: a}\nspec: {action: secure, mode: tunnel"+text+"}\n"))
 		if err != nil {

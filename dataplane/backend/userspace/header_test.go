@@ -1,6 +1,7 @@
 package userspace
 
 import (
+	"bufio"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -77,6 +78,93 @@ func TestOuterHeaderFollowsPolicy(t *testing.T) {
 			}
 			if !strings.Contains(got, c.want) {
 				t.Errorf("tshark: %q, want %s", got, c.want)
+			}
+			for _, n := range []*node{l.a, l.b} {
+				n.worker.do("remove", []ipsec.SAID{1, 2})
+			}
+		})
+	}
+	l.t = t
+}
+
+// The outer IPv6 flow label: the kernel's or the inner packet's in tunnel mode, by
+// policy; always the packet's own in transport mode (RFC 4301 §5.1.2.2).
+func TestFlowLabelFollowsPolicy(t *testing.T) {
+	for _, tool := range []string{"tshark", "tcpdump"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs the tool %s: %v", tool, err)
+		}
+	}
+	l := newLab(t)
+	for _, n := range []*node{l.a, l.b} {
+		n.startWorker(Config{})
+	}
+	label := func(file, filter string) string {
+		out := run(t, "tshark", "-r", file, "-Y", filter, "-T", "fields", "-E", "occurrence=f", "-e", "ipv6.flow")
+		for line := range strings.Lines(out) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "0x") {
+				return line
+			}
+		}
+		return out
+	}
+	for _, c := range []struct {
+		name   string
+		p      pair
+		copied bool
+		same   bool
+	}{
+		{"auto", pair{mode: ipsec.ModeTunnel, outer6: true, inner6: true, suite: "aes128gcm16", encap: true}, false, false},
+		{"copied", pair{mode: ipsec.ModeTunnel, outer6: true, inner6: true, suite: "aes128gcm16", encap: true}, true, true},
+		{"copied, without UDP", pair{mode: ipsec.ModeTunnel, outer6: true, inner6: true, suite: "aes128gcm16"}, true, true},
+		{"copied, AH", pair{mode: ipsec.ModeTunnel, outer6: true, inner6: true, suite: "sha256"}, true, true},
+		{"transport", pair{mode: ipsec.ModeTransport, outer6: true, suite: "aes128gcm16"}, false, true},
+		{"transport, AH", pair{mode: ipsec.ModeTransport, outer6: true, suite: "sha256"}, false, true},
+		// While somebody has an exclusive lease the kernel takes no label without one.
+		{"leased by others", pair{mode: ipsec.ModeTunnel, outer6: true, inner6: true, suite: "aes128gcm16", encap: true}, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.t = t
+			_, from := c.p.ends(l.a)
+			_, to := c.p.ends(l.b)
+			for _, n := range []*node{l.a, l.b} {
+				_, local := c.p.ends(n)
+				_, remote := c.p.ends(n.peer())
+				r := secureRule(c.p.mode, local, remote)
+				r.Template.Outer.CopyLabel = c.copied
+				n.worker.do("policy", n.policy(ipsec.ActionPermit, r))
+				n.worker.do("install", c.p.specs(n))
+			}
+			if c.name == "leased by others" {
+				lease := exec.Command("ip", "netns", "exec", l.a.ns, "ping", "-F", "0x77", "-I", l.a.v6.String(), l.b.v6.String())
+				said, err := lease.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := lease.Start(); err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					_ = lease.Process.Kill()
+					_ = lease.Wait()
+				}()
+				if lines := bufio.NewScanner(said); !lines.Scan() || !strings.Contains(lines.Text(), "flow") {
+					t.Fatalf("ping -F said %q", lines.Text())
+				}
+			}
+			dir := t.TempDir()
+			stopWire := l.a.capture(filepath.Join(dir, "wire.pcap"))
+			stopTun := l.a.captureOn("tst0", filepath.Join(dir, "tun.pcap"))
+			out, err := l.a.try("ping", "-c", "1", "-W", "5", "-I", from.String(), to.String())
+			stopTun()
+			stopWire()
+			if err != nil {
+				t.Fatalf("%v: %s\nat a %s\nat b %s", err, out, l.a.worker.do("counters", nil), l.b.worker.do("counters", nil))
+			}
+			inner := label(filepath.Join(dir, "tun.pcap"), "icmpv6.type==128")
+			outer := label(filepath.Join(dir, "wire.pcap"), "(esp || ah) && ipv6.src=="+l.a.v6.String())
+			if !strings.HasPrefix(inner, "0x") || inner == "0x00000" || outer == "0x00000" || (inner == outer) != c.same {
+				t.Errorf("flow label inside %q, outside %q, want them the same: %t", inner, outer, c.same)
 			}
 			for _, n := range []*node{l.a, l.b} {
 				n.worker.do("remove", []ipsec.SAID{1, 2})

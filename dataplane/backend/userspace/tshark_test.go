@@ -17,9 +17,11 @@ import (
 )
 
 // capture records what passes eth0 until the function it returns is called.
-func (n *node) capture(file string) func() {
+func (n *node) capture(file string) func() { return n.captureOn("eth0", file) }
+
+func (n *node) captureOn(device, file string) func() {
 	n.l.t.Helper()
-	cmd := exec.Command("ip", "netns", "exec", n.ns, "tcpdump", "-i", "eth0", "-U", "-Z", "root", "--immediate-mode", "-w", file)
+	cmd := exec.Command("ip", "netns", "exec", n.ns, "tcpdump", "-i", device, "-U", "-Z", "root", "--immediate-mode", "-w", file)
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		n.l.t.Fatal(err)

@@ -149,7 +149,7 @@ var someRule = rapid.Custom(func(t *rapid.T) *ipsec.Rule {
 		Proposals: proposals(t, rapid.SampledFrom([]ipsec.Protocol{ipsec.ProtocolESP, ipsec.ProtocolAH}).Draw(t, "protocol")),
 		PFS:       rapid.Uint16().Draw(t, "pfs"), Lifetime: lifetime.Draw(t, "lifetime"), ReplayWindow: rapid.Uint32().Draw(t, "window"),
 		ForceEncap: rapid.Bool().Draw(t, "encap"), AcceptClear: rapid.Bool().Draw(t, "accept"), FallbackClear: rapid.Bool().Draw(t, "fallback"),
-		Outer:     ipsec.OuterHeader{DF: ipsec.DF(rapid.IntRange(0, 3).Draw(t, "df"))},
+		Outer:     ipsec.OuterHeader{DF: ipsec.DF(rapid.IntRange(0, 3).Draw(t, "df")), CopyLabel: rapid.Bool().Draw(t, "label")},
 		Resources: rapid.Uint32().Draw(t, "resources"),
 	}
 	return r
@@ -309,7 +309,7 @@ func TestNoFieldIsForgotten(t *testing.T) {
 	}
 	rule := &ipsec.Rule{
 		Name: "n", Policy: "p", Weight: 1, Direction: ipsec.Both, Selector: sel, Action: ipsec.ActionSecure, Peer: "peer",
-		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true, Resources: 3, Outer: ipsec.OuterHeader{DF: ipsec.DFSet, FixedDSCP: true, DSCP: 9}},
+		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true, Resources: 3, Outer: ipsec.OuterHeader{DF: ipsec.DFSet, FixedDSCP: true, DSCP: 9, CopyLabel: true}},
 	}
 	cert := &ipsec.CertificateAuth{Trust: []string{"file:ca"}, Credential: "file:own", PeerIdentity: "*.x", Revocation: ipsec.RevocationHard,
 		RevocationURLs: []string{"http://crl.x/"}, AllowLegacy: true}

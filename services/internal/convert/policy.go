@@ -87,7 +87,7 @@ func toOuter(h ipsec.OuterHeader) *policyv1.OuterHeader {
 	if h == (ipsec.OuterHeader{}) {
 		return nil
 	}
-	m := &policyv1.OuterHeader{Df: uint32(h.DF)}
+	m := &policyv1.OuterHeader{Df: uint32(h.DF), CopyFlowLabel: h.CopyLabel}
 	if h.FixedDSCP {
 		dscp := uint32(h.DSCP)
 		m.Dscp = &dscp
@@ -99,7 +99,7 @@ func fromOuter(m *policyv1.OuterHeader) (ipsec.OuterHeader, error) {
 	if m.GetDf() > uint32(ipsec.DFClear) || m.GetDscp() > 63 {
 		return ipsec.OuterHeader{}, fmt.Errorf("outer header: DF is %d and DSCP %d, want at most %d and 63", m.GetDf(), m.GetDscp(), ipsec.DFClear)
 	}
-	return ipsec.OuterHeader{DF: ipsec.DF(m.GetDf()), FixedDSCP: m != nil && m.Dscp != nil, DSCP: uint8(m.GetDscp())}, nil
+	return ipsec.OuterHeader{DF: ipsec.DF(m.GetDf()), FixedDSCP: m != nil && m.Dscp != nil, DSCP: uint8(m.GetDscp()), CopyLabel: m.GetCopyFlowLabel()}, nil
 }
 
 func toIdentity(i ipsec.Identity) *policyv1.Identity {

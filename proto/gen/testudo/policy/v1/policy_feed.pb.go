@@ -951,7 +951,9 @@ type OuterHeader struct {
 	// The IPv4 DF bit: 0 as the path allows, 1 copied, 2 set, 3 clear.
 	Df uint32 `protobuf:"varint,1,opt,name=df,proto3" json:"df,omitempty"`
 	// DSCP, 0 to 63; absent: the inner packet's.
-	Dscp          *uint32 `protobuf:"varint,2,opt,name=dscp,proto3,oneof" json:"dscp,omitempty"`
+	Dscp *uint32 `protobuf:"varint,2,opt,name=dscp,proto3,oneof" json:"dscp,omitempty"`
+	// Carry the inner packet's IPv6 flow label over; else the kernel makes one.
+	CopyFlowLabel bool `protobuf:"varint,3,opt,name=copy_flow_label,json=copyFlowLabel,proto3" json:"copy_flow_label,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -998,6 +1000,13 @@ func (x *OuterHeader) GetDscp() uint32 {
 		return *x.Dscp
 	}
 	return 0
+}
+
+func (x *OuterHeader) GetCopyFlowLabel() bool {
+	if x != nil {
+		return x.CopyFlowLabel
+	}
+	return false
 }
 
 // How to reach and authenticate one IKE peer.
@@ -1516,10 +1525,11 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\x12\x1c\n" +
 	"\tresources\x18\t \x01(\rR\tresources\x124\n" +
 	"\x05outer\x18\n" +
-	" \x01(\v2\x1e.testudo.policy.v1.OuterHeaderR\x05outer\"?\n" +
+	" \x01(\v2\x1e.testudo.policy.v1.OuterHeaderR\x05outer\"g\n" +
 	"\vOuterHeader\x12\x0e\n" +
 	"\x02df\x18\x01 \x01(\rR\x02df\x12\x17\n" +
-	"\x04dscp\x18\x02 \x01(\rH\x00R\x04dscp\x88\x01\x01B\a\n" +
+	"\x04dscp\x18\x02 \x01(\rH\x00R\x04dscp\x88\x01\x01\x12&\n" +
+	"\x0fcopy_flow_label\x18\x03 \x01(\bR\rcopyFlowLabelB\a\n" +
 	"\x05_dscp\"\xb3\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
