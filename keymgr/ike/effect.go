@@ -31,8 +31,9 @@ type (
 
 	// NeedPSK asks for the secret behind references, in order; PSKs answers.
 	NeedPSK struct {
-		ID   uint64
-		Refs []string
+		ID       uint64
+		Refs     []string
+		Optional bool // the negotiation goes on without
 	}
 
 	// NeedKE asks for a slow key exchange off the engine's loop; KeyExchanged

@@ -27,6 +27,7 @@ func repeated() []scenario {
 		scenario{name: "ppk-required", shows: "both ends require the same PPK", at: pair, ours: policy{auth: withPPK(true)}, files: files, swan: has("yes"), steps: usesPPK("interop")},
 		scenario{name: "ppk-optional", shows: "both ends have the same PPK", at: pair, ours: policy{auth: withPPK(false)}, files: files, swan: has("no"), steps: usesPPK("interop")},
 		scenario{name: "ppk-ours-only", shows: "the peer has no PPK and ours is optional", at: pair, ours: policy{auth: withPPK(false)}, files: files, steps: usesPPK("")},
+		scenario{name: "ppk-unreadable", shows: "our PPK is optional and cannot be read", at: pair, ours: policy{auth: withPPK(false)}, swan: has("no"), steps: usesPPK("")},
 		scenario{name: "ppk-theirs-only", shows: "we have no PPK and the peer's is optional", at: pair, swan: has("no"), steps: usesPPK("")},
 		scenario{name: "ppk-missing", shows: "the peer has no PPK and we require one", at: pair, ours: policy{auth: withPPK(true)}, files: files, steps: refusesPPK},
 	),

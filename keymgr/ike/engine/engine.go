@@ -43,6 +43,7 @@ type Engine struct {
 	stats       counters
 	panics      logLimit
 	weak        logLimit // legacy algorithms
+	unread      logLimit // optional secrets
 	unasked     replyLimit
 	durable     *durable // nil without a store
 	seed        maphash.Seed

@@ -299,9 +299,9 @@ func (s *shard) retire(c *cell, why string) {
 
 // findPSK and exchangeKeys answer exactly once, at once when a pool is full.
 func (s *shard) findPSK(c *cell, f ike.NeedPSK) {
-	if !s.e.secrets.submit(poolKey{c.node.name, c.remote}, func() { c.post(s.e.lookUp(f)) }) {
+	if !s.e.secrets.submit(poolKey{c.node.name, c.remote}, func() { c.post(s.e.logOptional(c, f, s.e.lookUp(f))) }) {
 		s.e.stats.slowRefused.Add(1)
-		c.post(ike.PSKs{ID: f.ID, Err: errBusy})
+		c.post(s.e.logOptional(c, f, ike.PSKs{ID: f.ID, Err: errBusy}))
 	}
 }
 

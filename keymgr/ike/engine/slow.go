@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 )
@@ -35,6 +36,14 @@ func (e *Engine) lookUp(need ike.NeedPSK) (answer ike.PSKs) {
 		if answer.Err = errors.Join(errs...); answer.Err == nil {
 			answer.Err = fmt.Errorf("no pre-shared key behind %d references", len(need.Refs))
 		}
+	}
+	return answer
+}
+
+// logOptional says that a negotiation goes on without a secret: no failure tells.
+func (e *Engine) logOptional(c *cell, need ike.NeedPSK, answer ike.PSKs) ike.PSKs {
+	if answer.Err != nil && need.Optional && e.unread.allow(c.node.name+" "+need.Refs[0], time.Now()) {
+		e.cfg.Log.Warn("an optional postquantum preshared key cannot be read: the IKE SA is made without it", "node", c.node.name, "remote", c.remote, "error", answer.Err)
 	}
 	return answer
 }

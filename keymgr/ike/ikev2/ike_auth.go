@@ -39,7 +39,13 @@ type authServe struct {
 
 // startAuth is the initiator's first step.
 func (m *Machine) startAuth() {
-	if !m.askPPK() && !m.askAuthorities() {
+	if x := &m.first.ppk; x.agreed {
+		if err := m.applyPPK(x.secret); err != nil {
+			m.fail(m.failure(wire.IKEAuth, WhyUnsupported, err.Error(), "choose another PRF in the peer's suites"))
+			return
+		}
+	}
+	if !m.askAuthorities() {
 		m.prove()
 	}
 }

@@ -66,7 +66,9 @@ func (m *Machine) startConnect() {
 		m.fail(m.failure(wire.IKESAInit, WhyPolicy, "peer "+m.peer.Name+" has no IKE proposal with a key exchange", "give the peer a key exchange suite such as aes256gcm16-prfsha256-x25519"))
 		return
 	}
-	m.generate(method)
+	if !m.askPPK() {
+		m.generate(method)
+	}
 }
 
 // sendInit sends the request, again from the start after COOKIE or

@@ -284,6 +284,9 @@ func (m *Machine) end(why string) {
 	m.endDrains()
 	m.dropFollowUps(ofAnything)
 	m.keys.Wipe()
+	if m.first != nil {
+		m.first.ppk.forget()
+	}
 	m.task, m.flight, m.serve, m.queue, m.first, m.tx, m.rx = nil, nil, nil, nil, nil, nil, nil
 	m.state = stateGone
 	m.emit(ike.Done{Why: why})
@@ -299,7 +302,7 @@ func (m *Machine) fail(f ike.Failure) {
 func (m *Machine) established() {
 	m.state, m.since, m.heard = stateEstablished, m.now, m.now
 	if m.first != nil {
-		m.first.ppk.forgetWithout()
+		m.first.ppk.forget()
 	}
 	m.first = nil
 	if l := m.peer.Lifetime; l > 0 {

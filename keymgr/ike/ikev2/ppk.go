@@ -2,6 +2,7 @@ package ikev2
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -13,24 +14,30 @@ import (
 // agrees on it; PPK_IDENTITY in IKE_AUTH names the key, and its presence in the
 // response says that it is used. A PPK that is optional for the initiator comes
 // with NO_PPK_AUTH, its AUTH data without the PPK, for a responder that lacks it.
+//
+// USE_PPK obliges the initiator to name one, so it reads its PPK first: one that is
+// optional and cannot be read is not spoken of.
 
 // ppkUse is what IKE_AUTH needs of it.
 type ppkUse struct {
 	asked   bool          // the initiator has sent USE_PPK
+	secret  ipsec.Secret  // the initiator's PPK, until it is in the keys
 	agreed  bool          // both have
 	without suite.IKEKeys // SK_d', SK_pi' and SK_pr', while the keys have the PPK in them
 	applied bool
-	looked  bool // the secret has been asked for
 }
 
 // usePPK is the notify for IKE_SA_INIT: of an initiator that has one for the peer,
 // and of a responder that may have, when it was asked.
 func (m *Machine) usePPK() []wire.Payload {
-	for _, p := range m.known() {
-		if p.PPK != nil && (m.initiator || m.first.ppk.asked) {
-			m.first.ppk.agreed = !m.initiator
-			return []wire.Payload{&wire.Notify{Message: wire.UsePPK}}
-		}
+	x := &m.first.ppk
+	if m.initiator {
+		x.asked = !x.secret.IsZero()
+	} else {
+		x.agreed = x.asked && slices.ContainsFunc(m.candidates, func(p ipsec.Peer) bool { return p.PPK != nil })
+	}
+	if m.initiator && x.asked || x.agreed {
+		return []wire.Payload{&wire.Notify{Message: wire.UsePPK}}
 	}
 	return nil
 }
@@ -38,34 +45,36 @@ func (m *Machine) usePPK() []wire.Payload {
 // ppkAnswered reads the responder's side of the agreement. It reports false for
 // one that lacks the PPK which our policy requires.
 func (m *Machine) ppkAnswered(msg *message) bool {
-	m.first.ppk.agreed = m.peer.PPK != nil && msg.notify(wire.UsePPK) != nil
-	return m.first.ppk.agreed || m.peer.PPK == nil || !m.peer.PPK.Required
+	x := &m.first.ppk
+	x.agreed = x.asked && msg.notify(wire.UsePPK) != nil
+	return x.agreed || m.peer.PPK == nil || !m.peer.PPK.Required
 }
 
 // askPPK gets the secret, and reports whether there is one to wait for.
 func (m *Machine) askPPK() bool {
-	x := &m.first.ppk
-	if !x.agreed || x.looked || m.peer.PPK == nil {
+	p := m.peer.PPK
+	if p == nil {
 		return false
 	}
-	x.looked = true
-	m.emit(ike.NeedPSK{ID: m.await(phasePPK), Refs: []string{m.peer.PPK.Secret}})
+	m.emit(ike.NeedPSK{ID: m.await(phasePPK), Refs: []string{p.Secret}, Optional: !p.Required})
 	return true
 }
 
 // ppkFound goes on with the secret, or without.
 func (m *Machine) ppkFound(secrets []ipsec.Secret, err error) {
-	if err == nil {
-		err = m.applyPPK(secrets[0])
-	}
 	if m.initiator {
-		if err != nil {
-			// RFC 8784 §3: having sent USE_PPK we owe the responder a PPK_IDENTITY.
-			m.fail(m.failure(wire.IKEAuth, WhyNoCredential, err.Error(), "check the ppk in the authentication of peer "+m.peer.Name+", and the secret store"))
+		switch {
+		case err == nil:
+			m.first.ppk.secret = secrets[0]
+		case m.peer.PPK.Required:
+			m.fail(m.failure(wire.IKESAInit, WhyNoCredential, err.Error(), "check the ppk in the authentication of peer "+m.peer.Name+", and the secret store"))
 			return
 		}
-		m.startAuth()
+		m.generate(firstKE(m.peer.Proposals))
 		return
+	}
+	if err == nil {
+		err = m.applyPPK(secrets[0])
 	}
 	if err == nil {
 		m.judge(m.serve.auth.msg)
@@ -98,8 +107,9 @@ func (m *Machine) dropPPK() {
 	x.applied, m.ppk = false, ""
 }
 
-// forgetWithout wipes what is left of the keys without the PPK.
-func (x *ppkUse) forgetWithout() {
+// forget wipes what is left of the PPK, and of the keys without it.
+func (x *ppkUse) forget() {
+	x.secret.Wipe()
 	if x.applied {
 		for _, s := range []ipsec.Secret{x.without.SKd, x.without.SKpi, x.without.SKpr} {
 			s.Wipe()

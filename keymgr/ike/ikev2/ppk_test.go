@@ -105,6 +105,30 @@ func TestPPKThatIsAway(t *testing.T) {
 	}
 }
 
+// RFC 8784 §3: an initiator that does not have its PPK does not say USE_PPK. An optional
+// one must not stop the negotiation, a required one must.
+func TestPPKThatTheInitiatorCannotRead(t *testing.T) {
+	for _, required := range []bool{false, true} {
+		n, web, db := iketest.Pair(t, 1, nil)
+		p, q := ipsec.PPK{ID: "a", Secret: "file:ppk", Required: required}, ipsec.PPK{ID: "a", Secret: "file:ppk"}
+		web.Policy.Peers[0].PPK, db.Policy.Peers[0].PPK = &p, &q
+		db.Secrets["file:ppk"] = []string{"postquantum"}
+		web.Connect("rule", nil)
+		n.Run(40 * time.Second)
+		if required {
+			mustBeEmpty(t, web, db)
+			if f := web.Failure(); f.Why != "NO_CREDENTIAL" || !strings.Contains(f.Advice, "ppk") || len(db.Failures) != 0 {
+				t.Errorf("%+v, %+v", f, db.Failures)
+			}
+			continue
+		}
+		mustBeUp(t, n, web, db)
+		if got := web.Machine().Info().PPK + db.Machine().Info().PPK; got != "" || strings.Contains(n.LadderText(0), "USE_PPK") {
+			t.Errorf("PPK %q is used\n%s", got, n.LadderText(0))
+		}
+	}
+}
+
 // Somebody in the middle who takes USE_PPK away, so that the keys lack it, changes
 // messages that AUTH covers; a required PPK is not even tried without.
 func TestPPKDowngradeIsNoticed(t *testing.T) {
