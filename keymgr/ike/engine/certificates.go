@@ -21,7 +21,8 @@ import (
 var errNoCertificates = errors.New("this key manager has no store of certificates configured")
 
 // authorities remembers the names of trust anchors, which every IKE_SA_INIT of a
-// peer with certificates asks for.
+// peer with certificates asks for, and for a moment that they cannot be had: strangers
+// are not to make us ask a store that is away over and over.
 type authorities struct {
 	mu  sync.Mutex
 	has map[string]authority
@@ -33,8 +34,9 @@ type authority struct {
 }
 
 const (
-	authorityTime = time.Minute // a CA that is replaced is noticed by then
-	maxAuthority  = 1024
+	authorityTime  = time.Minute // a CA that is replaced is noticed by then
+	authorityRetry = 5 * time.Second
+	maxAuthority   = 1024
 )
 
 func (a *authorities) get(trust []string, now time.Time) ([][20]byte, bool) {
@@ -44,13 +46,13 @@ func (a *authorities) get(trust []string, now time.Time) ([][20]byte, bool) {
 	return x.keys, ok && now.Before(x.until)
 }
 
-func (a *authorities) put(trust []string, keys [][20]byte, now time.Time) {
+func (a *authorities) put(trust []string, keys [][20]byte, until time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.has == nil || len(a.has) >= maxAuthority {
 		a.has = make(map[string]authority)
 	}
-	a.has[strings.Join(trust, " ")] = authority{keys, now.Add(authorityTime)}
+	a.has[strings.Join(trust, " ")] = authority{keys, until}
 }
 
 // slow runs a job on a pool and answers with refuse when the pool is full.
@@ -73,8 +75,9 @@ func (s *shard) findAuthorities(c *cell, f ike.NeedAuthorities) {
 			return err
 		})
 		if a.Err == nil {
-			s.e.authorities.put(f.Trust, a.Keys, time.Now())
+			s.e.authorities.put(f.Trust, a.Keys, time.Now().Add(authorityTime))
 		} else {
+			s.e.authorities.put(f.Trust, nil, time.Now().Add(authorityRetry))
 			s.e.cfg.Log.Warn("trust anchors cannot be had; the peer is not asked for a certificate", "node", c.node.name, "trust", f.Trust, "why", a.Err)
 		}
 		c.post(a)

@@ -24,6 +24,7 @@ type certStore struct {
 	own    map[string]iketest.Credential
 	away   atomic.Bool
 	broken atomic.Bool
+	asked  atomic.Int32 // for authorities
 }
 
 func (s *certStore) up(ref string) error {
@@ -48,6 +49,7 @@ func (s *certStore) Credential(_ context.Context, ref string) (*cred.Credential,
 }
 
 func (s *certStore) Authorities(_ context.Context, trust []string) ([][20]byte, error) {
+	s.asked.Add(1)
 	if err := s.up(trust[0]); err != nil {
 		return nil, err
 	}
@@ -134,6 +136,23 @@ func TestNoStoreOfCertificates(t *testing.T) {
 		p.e.SetPolicy("a", x)
 		if _, err := p.e.Initiate(t.Context(), "a", "rule-0"); err == nil || !strings.Contains(err.Error(), "no store of certificates") {
 			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// However many negotiations there are, a store that is away is asked for trust
+// anchors once in a while.
+func TestAuthoritiesThatAreAwayAreNotAskedForEachTime(t *testing.T) {
+	inCertificates(t, func(t *testing.T, p *pair, s *certStore) {
+		s.away.Store(true)
+		for range 20 {
+			if _, err := p.e.Initiate(t.Context(), "a", "rule-0"); err == nil {
+				t.Fatal("it came up without a store")
+			}
+			p.after(100 * time.Millisecond)
+		}
+		if n := s.asked.Load(); n == 0 || n > 2 { // the time of the test's bubble is 2 s
+			t.Errorf("asked %d times", n)
 		}
 	})
 }
