@@ -48,6 +48,9 @@ type negotiation struct {
 	fills    bool   // this end makes those for the queues
 	spreads  bool   // the peer sent SA_RESOURCE_INFO
 
+	fragments bool // the peer sent NON_FIRST_FRAGMENTS_ALSO, and we are the responder
+	more      bool // another rule of ours would take what the peer proposed besides
+
 	proposals []ipsec.Proposal // ours
 	sa        *wire.SA         // to send: all of them, or the one chosen
 	suite     ipsec.Suite
@@ -87,6 +90,9 @@ func (n *negotiation) payloads() []wire.Payload {
 		// We do not strip traffic flow confidentiality padding (RFC 7296 §1.3.1).
 		ps = append(ps, &wire.Notify{Message: wire.ESPTFCPaddingNotSupported})
 	}
+	if n.fragments {
+		ps = append(ps, &wire.Notify{Message: wire.NonFirstFragmentsAlso})
+	}
 	ps = append(ps, n.sa)
 	if n.nonce != nil {
 		ps = append(ps, &wire.Nonce{Data: n.nonce})
@@ -94,11 +100,20 @@ func (n *negotiation) payloads() []wire.Payload {
 	if n.method != ipsec.KENone {
 		ps = append(ps, &wire.KE{Method: n.method, Data: n.public})
 	}
-	return append(ps, &wire.TS{PayloadType: wire.TypeTSi, Selectors: tsi}, &wire.TS{PayloadType: wire.TypeTSr, Selectors: tsr})
+	ps = append(ps, &wire.TS{PayloadType: wire.TypeTSi, Selectors: tsi}, &wire.TS{PayloadType: wire.TypeTSr, Selectors: tsr})
+	if n.more {
+		ps = append(ps, &wire.Notify{Message: wire.AdditionalTSPossible})
+	}
+	return ps
 }
 
 // propose starts a negotiation for a rule.
 func (m *Machine) propose(rule string, packet *ipsec.Flow, createChild bool) (*negotiation, error) {
+	return m.proposeWithin(nil, rule, packet, createChild)
+}
+
+// proposeWithin is propose for a part of the rule's selectors; nil for all of them.
+func (m *Machine) proposeWithin(part *ipsec.Selector, rule string, packet *ipsec.Flow, createChild bool) (*negotiation, error) {
 	r, ok := m.ruleOf(rule)
 	if !ok {
 		return nil, fmt.Errorf("rule %q is not a secure rule for peer %q in policy %s", rule, m.peer.Name, m.policy.Version)
@@ -109,6 +124,12 @@ func (m *Machine) propose(rule string, packet *ipsec.Flow, createChild bool) (*n
 	}
 	if len(n.proposals) == 0 {
 		return nil, fmt.Errorf("rule %q has no ESP or AH proposal", rule)
+	}
+	if part != nil {
+		if r.Selector, ok = r.Selector.Intersect(*part); !ok {
+			return nil, fmt.Errorf("rule %q has the selector %s now, which does not hold %s any more", rule, r.Selector, part)
+		}
+		packet = nil
 	}
 	if n.local, n.remote, ok = m.sides(r, packet); !ok {
 		return nil, fmt.Errorf("rule %q wants transport mode, but its selector %s does not hold both ends %s and %s", rule, r.Selector, m.path.Local.Addr(), m.path.Remote.Addr())
@@ -141,7 +162,7 @@ func (m *Machine) startChild() {
 		m.task = nil // it has become pointless
 		return
 	}
-	n, err := m.propose(t.rule, t.packet, true)
+	n, err := m.proposeWithin(m.singlePair(t), t.rule, t.packet, true)
 	if err != nil {
 		m.childFailed(m.childFailure(wire.CreateChildSA, t.rule, WhyPolicy, err.Error(), adviceFor(err)))
 		return
@@ -321,6 +342,16 @@ func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
 			m.resourceRefused(refusal.Message)
 			return
 		}
+	case wire.SinglePairRequired:
+		next := task{kind: t.kind, rule: n.rule.Name, packet: t.packet, resource: t.resource, single: true, child: t.child}
+		if t.kind == taskConnect {
+			next.kind = taskNewChild // only its CHILD SA is left to do
+		}
+		if !t.single && m.singlePair(&next) != nil {
+			m.task = nil
+			m.enqueue(next)
+			return
+		}
 	case wire.ChildSANotFound:
 		old := m.childByID(n.replaces)
 		m.task = nil
@@ -427,6 +458,9 @@ func (m *Machine) serveChild(msg *message) {
 	n.spreads = msg.notify(wire.SAResourceInfo) != nil
 	n.selectors = pairs(n.local, n.remote)
 	n.mode = n.rule.Template.Mode
+	n.more = n.replaces == 0 && m.takesMore(n, msg)
+	// What comes in fragments is made whole before it is compared (RFC 4301 §7.2).
+	n.fragments = n.mode == ipsec.ModeTunnel && msg.notify(wire.NonFirstFragmentsAlso) != nil
 	if n.mode == ipsec.ModeTransport && msg.notify(wire.UseTransportMode) == nil {
 		f := m.childFailure(msg.Exchange, n.rule.Name, WhyMode, "the rule wants transport mode, the peer asks for tunnel mode", "use the same mode on both ends")
 		m.refuseChild(&wire.Notify{Message: wire.NoProposalChosen}, &f)

@@ -163,6 +163,37 @@ func (m *Machine) searchRules(tsl, tsr []ipsec.TrafficSelector, only string, mod
 	return ipsec.Rule{}, nil, nil, false
 }
 
+// takesMore reports that what the peer proposes overlaps another rule too, where the one
+// chosen does not cover it: then there could be another SA for that (RFC 7296 §2.9).
+func (m *Machine) takesMore(n *negotiation, msg *message) bool {
+	for r := range m.policy.RulesOf(m.peer.Name) {
+		if r.Template == nil || r.Template.Mode != n.mode || r.Name == n.rule.Name {
+			continue
+		}
+		l, rem, ok := narrow(*r, msg.tsr.Selectors, msg.tsi.Selectors)
+		if ok && slices.ContainsFunc(pairs(l, rem), func(s ipsec.Selector) bool {
+			return !slices.ContainsFunc(n.selectors, func(o ipsec.Selector) bool { return o.Covers(s) })
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// singlePair is the pair of addresses that a task is for, when the peer takes no more
+// (SINGLE_PAIR_REQUIRED, RFC 7296 §2.9): those of the packet, or of the CHILD SA to be
+// replaced. It is nil when the peer takes more, or when there is none.
+func (m *Machine) singlePair(t *task) *ipsec.Selector {
+	switch old := m.childByID(t.child); {
+	case !t.single:
+	case t.packet != nil:
+		return &ipsec.Selector{Local: ipsec.AddrSelector(t.packet.Local), Remote: ipsec.AddrSelector(t.packet.Remote)}
+	case old != nil && len(old.Selectors) > 0:
+		return &old.Selectors[0]
+	}
+	return nil
+}
+
 // selectorFailure shows our rules beside the peer's selectors.
 func (m *Machine) selectorFailure(f ike.Failure, msg *message) ike.Failure {
 	for r := range m.policy.RulesOf(m.peer.Name) {

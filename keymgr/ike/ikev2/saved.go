@@ -68,7 +68,7 @@ func (m *Machine) resumable() *Machine {
 	var again []task
 	for _, t := range m.flight {
 		if r := m.resumableTask(*t); r == nil {
-			again = append(again, task{kind: t.kind, rule: t.rule, packet: t.packet, resource: t.resource, child: t.child, why: t.why, tries: t.tries})
+			again = append(again, task{kind: t.kind, rule: t.rule, packet: t.packet, resource: t.resource, single: t.single, child: t.child, why: t.why, tries: t.tries})
 		} else if r.nego == nil || r.nego.child == nil || r.nego.child.state != childGone { // else closed by the peer meanwhile
 			s.flight = append(s.flight, r)
 		}
@@ -256,6 +256,7 @@ func (t *task) archiveWaiting(c *archive.Coder) {
 	c.String(&t.rule)
 	archive.Ptr(c, &t.packet, archive.Flow)
 	archive.Num(c, &t.resource)
+	c.Bool(&t.single)
 	archive.Num(c, &t.child)
 	c.String(&t.why)
 	c.Time(&t.notBefore)
@@ -332,6 +333,8 @@ func (n *negotiation) archive(c *archive.Coder, m *Machine) {
 	archive.Num(c, &n.resource)
 	c.Bool(&n.fills)
 	c.Bool(&n.spreads)
+	c.Bool(&n.fragments)
+	c.Bool(&n.more)
 	archive.Num(c, &n.old)
 	archive.Num(c, &n.oldProtocol)
 	archive.Slice(c, &n.proposals, maxChildren, archive.Proposal)

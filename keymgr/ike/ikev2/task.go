@@ -50,6 +50,7 @@ type task struct {
 	rule      string      // taskConnect, taskNewChild
 	packet    *ipsec.Flow // the same: what raised the acquire
 	resource  uint32      // taskNewChild: the queue it is for (resource.go)
+	single    bool        // taskNewChild, taskRekeyChild: for one pair of addresses (narrow.go)
 	child     uint64      // taskRekeyChild, taskDeleteChild
 	why       string      // deletes
 	path      ike.Path    // mobike.go: where the request was sent
@@ -265,7 +266,7 @@ func (m *Machine) postpone() bool {
 	if kind == taskConnect {
 		kind = taskNewChild // only its CHILD SA is left to do
 	}
-	m.queue = append(m.queue, task{kind: kind, rule: t.rule, packet: t.packet, resource: t.resource, child: t.child, why: t.why, tries: t.tries,
+	m.queue = append(m.queue, task{kind: kind, rule: t.rule, packet: t.packet, resource: t.resource, single: t.single, child: t.child, why: t.why, tries: t.tries,
 		notBefore: m.now.Add(pause/2 + m.below(pause))})
 	return true
 }
