@@ -88,6 +88,12 @@ interop: build ## Talk to strongSwan: a line for each scenario, and how many pas
 	@go test -c -o $(OUT)/interop.test ./test/interop
 	@cd test/interop && $(OUT)/interop.test -test.run '^TestInterop$$' -test.parallel 4 -test.timeout 20m
 
+.PHONY: interop-vm
+interop-vm: build ## Talk to peers in virtual machines, whose kernel does ESP and AH
+	@scripts/deps
+	@go test -c -o $(OUT)/interop.test ./test/interop
+	@cd test/interop && $(OUT)/interop.test -test.run '^Test(Kernel|OpenIKED)$$' -test.timeout 20m
+
 .PHONY: model
 model: ## Run 10^5 random schedules of both ends of an IKE SA (2 minutes)
 	TESTUDO_SCHEDULES=100000 go test -count 1 -timeout 30m -run '^TestRandomSchedulesEndInAgreement$$' -v ./keymgr/ike/ikev2

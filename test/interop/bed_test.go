@@ -64,6 +64,7 @@ func newBed(t *testing.T, s scenario) *bed {
 	if b.ours.local == nil {
 		b.ours.local, b.ours.remote = b.selectors()
 	}
+	b.ours.raw = b.kernel
 	b.policy = b.ours.yaml(ends{node: b.node, ours: ours, theirs: weSee})
 	b.conn = lab.SwanConn{
 		Name: conn, Local: theirs, Remote: theySee, LocalID: theirID, RemoteID: ourID, PSK: ipsec.NewSecret([]byte(secret)),
@@ -98,12 +99,12 @@ func newBed(t *testing.T, s scenario) *bed {
 // network makes the topology and returns the address that a NAT hides one side behind.
 func (b *bed) network() (*lab.Lab, netip.Addr) {
 	if b.at == pair {
-		p := lab.NewPair(b.T, lab.PairOptions{})
+		p := lab.NewPair(b.T, lab.PairOptions{Machine: b.kernel})
 		b.us, b.them, b.ourHost, b.theirHost = p.A, p.B, p.A, p.B
 		b.wire = []*lab.Sniffer{p.A.Sniff()}
 		return p.Lab, netip.Addr{}
 	}
-	s := lab.NewSites(b.T, lab.SitesOptions{NAT: b.at == sitesNAT})
+	s := lab.NewSites(b.T, lab.SitesOptions{NAT: b.at == sitesNAT, Machine: b.kernel})
 	b.wan = s.WAN()
 	b.wire = []*lab.Sniffer{s.WANA.Sniff(), s.WANB.Sniff()}
 	// Site A is the one behind the NAT, so it is whose that starts.
@@ -257,9 +258,25 @@ func (b *bed) ping() {
 // transfer moves so many octets of TCP each way.
 func (b *bed) transfer(size int64) {
 	b.Helper()
+	if b.kernel && b.at == pair {
+		b.iperf(size)
+		return
+	}
 	out := b.ourHost.Node.Transfer(b.theirHost, b.v6, size)
 	in := b.theirHost.Node.Transfer(b.ourHost, b.v6, size)
 	b.Logf("TCP: out %.0f Mbit/s, in %.0f Mbit/s", out.BitsPerSecond()/1e6, in.BitsPerSecond()/1e6)
+}
+
+// iperf is transfer with a machine, in which only programs run.
+func (b *bed) iperf(size int64) {
+	b.Helper()
+	to := b.addr(b.theirHost).String()
+	for _, way := range [][]string{nil, {"--reverse"}} {
+		server := b.theirHost.Node.Start(lab.Command{Args: []string{"iperf3", "--server", "--one-off", "--forceflush", "--bind", to}})
+		server.WaitOutput("Server listening", limit)
+		b.ourHost.Node.Run(append([]string{"iperf3", "--client", to, "--bytes", fmt.Sprint(size)}, way...)...)
+		b.must(server.Wait(limit))
+	}
 }
 
 func (b *bed) addr(i *lab.Interface) netip.Addr {
@@ -340,7 +357,11 @@ func (b *bed) explain() {
 		out, err := b.f.TryCLI(args...)
 		b.Logf("testudo %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	for _, args := range [][]string{{"ip", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}} {
+	looks := [][]string{{"ip", "route", "show", "table", "all"}, {"nft", "list", "ruleset"}}
+	if b.kernel {
+		looks = append(looks, []string{"ip", "-s", "xfrm", "state"}, []string{"ip", "xfrm", "policy"}, []string{"cat", "/proc/net/xfrm_stat"})
+	}
+	for _, args := range looks {
 		for _, n := range []*lab.Node{b.us.Node, b.them.Node} {
 			out, err := n.Try(args...)
 			b.Logf("%s: %s: %v\n%s", n.Name, strings.Join(args, " "), err, out)

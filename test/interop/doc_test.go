@@ -11,8 +11,7 @@
 // where the last word is our role, and at the end "N passed, N failed". What all
 // daemons printed follows the FAIL lines.
 //
-// # Limitations
-//
-// strongSwan's ESP is kernel-libipsec's: tunnel mode in UDP, without ESN. So
-// transport mode is shown as refused only, and bare ESP and ESN are not shown here.
+// In most of them strongSwan's ESP is kernel-libipsec's: tunnel mode in UDP, without
+// ESN. TestKernel has strongSwan in a virtual machine, where the kernel does the rest:
+// transport mode, ESP and AH as IP protocols, ESN. `make interop-vm` runs those.
 package interop

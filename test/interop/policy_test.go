@@ -23,6 +23,7 @@ type policy struct {
 	port     string         // of the remote side (any)
 	auth     string         // spec of the Authentication (the pre-shared key)
 	reauth   string         // (never)
+	raw      bool           // without UDP where no NAT asks for it, which kernel-libipsec does not know
 }
 
 // ends is where both sides are, for the policy's Node documents.
@@ -59,7 +60,7 @@ func (p policy) yaml(e ends) string {
 		}
 		security = ", security: [" + strings.Join(methods, ", ") + "]"
 	}
-	encap := true // kernel-libipsec knows nothing else
+	encap := !p.raw
 	if p.ah != "" {
 		encap, security = false, ", security: [{ah: {integrity: "+p.ah+"}}]"
 	}

@@ -32,14 +32,16 @@ type scenario struct {
 	shows string
 	role  role
 	at    topology
-	v6    bool // outer addresses, and inner ones too
-	ours  policy
-	swan  func(*lab.SwanConn) // changes the connection that matches the default policy; nil for none
-	peer  lab.SwanOptions
-	certs func(*lab.CA) (ours, theirs lab.Cert) // of one CA; nil for none
-	made  func(*testing.T) made                 // of a PKI that is not the lab's; nil for none
-	files map[string]string                     // more of keymgrd's secrets
-	steps func(*bed)
+	// strongSwan is in a machine, with the kernel's ESP and AH.
+	kernel bool
+	v6     bool // outer addresses, and inner ones too
+	ours   policy
+	swan   func(*lab.SwanConn) // changes the connection that matches the default policy; nil for none
+	peer   lab.SwanOptions
+	certs  func(*lab.CA) (ours, theirs lab.Cert) // of one CA; nil for none
+	made   func(*testing.T) made                 // of a PKI that is not the lab's; nil for none
+	files  map[string]string                     // more of keymgrd's secrets
+	steps  func(*bed)
 }
 
 func (s scenario) fullName() string { return s.name + "-" + string(s.role) }

@@ -27,6 +27,12 @@
 // enters by itself. It works inside `unshare -Urnm` too. No packet leaves the
 // namespaces: no interface is made in the one the test was started in.
 //
+// # Machines
+//
+// A node may be a virtual machine (Lab.Machine) with Debian's kernel, which has ESP and
+// AH whatever the host's has. `make deps` unpacks that kernel into out/vm. Programs run
+// in it, through program guest; the test's own sockets do not (Node.Do, Node.Transfer).
+//
 // # Limitations
 //
 // There is no netem here: loss is made by nftables (Node.Lose), delay is not.

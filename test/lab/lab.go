@@ -67,6 +67,14 @@ func (l *Lab) must(err error) {
 // Node adds a host. It forwards nothing until Forward is called.
 func (l *Lab) Node(name string) *Node {
 	l.t.Helper()
+	n := l.namespace(name)
+	n.quiet()
+	return n
+}
+
+// namespace adds a node with all but its settings.
+func (l *Lab) namespace(name string) *Node {
+	l.t.Helper()
 	n := &Node{Name: name, lab: l, netns: l.name + "-" + name, dir: filepath.Join(l.dir, name), ns: -1}
 	l.must(os.MkdirAll(n.RunDir(), 0o755))
 	l.must(tell("add", "netns", n.netns))
@@ -76,6 +84,12 @@ func (l *Lab) Node(name string) *Node {
 	l.must(err)
 	l.nodes = append(l.nodes, n)
 	n.IP("link", "set", "lo", "up")
+	return n
+}
+
+// quiet settles what a node does by itself.
+func (n *Node) quiet() {
+	n.lab.t.Helper()
 	// Addresses are usable at once, and nothing but the tests' own frames is on
 	// the wire: no duplicate address detection, no router solicitations.
 	for _, scope := range []string{"all", "default"} {
@@ -86,7 +100,6 @@ func (l *Lab) Node(name string) *Node {
 		n.Sysctl("net/ipv4/conf/"+scope+"/rp_filter", "0")
 		n.Sysctl("net/ipv4/conf/"+scope+"/send_redirects", "0")
 	}
-	return n
 }
 
 // End is one side of a link before it exists: where it goes, what the interface
@@ -104,14 +117,24 @@ type Interface struct {
 	peer *Interface
 }
 
-// Link joins two nodes by a veth pair of the given MTU (0 for 1500).
+// Link joins two nodes by a veth pair of the given MTU (0 for 1500), or by a TAP
+// device when one of them is a machine.
 func (l *Lab) Link(a, b End, mtu int) (*Interface, *Interface) {
 	l.t.Helper()
 	if mtu == 0 {
 		mtu = 1500
 	}
-	l.must(command("ip", "-n", a.Node.netns, "link", "add", "name", a.Name, "mtu", fmt.Sprint(mtu), "type", "veth",
-		"peer", "name", b.Name, "netns", b.Node.netns, "mtu", fmt.Sprint(mtu)))
+	switch m := fmt.Sprint(mtu); {
+	case a.Node.machine != nil && b.Node.machine != nil:
+		l.t.Fatalf("lab: link of %s and %s: both are machines", a.Node.Name, b.Node.Name)
+	case a.Node.machine != nil:
+		a.Node.plug(a, b, m)
+	case b.Node.machine != nil:
+		b.Node.plug(b, a, m)
+	default:
+		l.must(command("ip", "-n", a.Node.netns, "link", "add", "name", a.Name, "mtu", m, "type", "veth",
+			"peer", "name", b.Name, "netns", b.Node.netns, "mtu", m))
+	}
 	ia, ib := &Interface{End: a}, &Interface{End: b}
 	ia.peer, ib.peer = ib, ia
 	for _, i := range []*Interface{ia, ib} {

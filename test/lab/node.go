@@ -18,6 +18,8 @@ type Node struct {
 	netns string
 	dir   string
 	ns    int // descriptor of the namespace
+
+	machine *machine // nil for a node that is a namespace only
 }
 
 // Namespace is the name that `ip netns exec` takes, for a look by hand.
@@ -30,10 +32,15 @@ func (n *Node) Dir() string { return n.dir }
 // RunDir is what processes on the node see as /run.
 func (n *Node) RunDir() string { return filepath.Join(n.dir, "run") }
 
-// WriteFile puts a file into Dir and returns its path.
+// WriteFile puts a file into Dir, or a folder below, and returns its path.
 func (n *Node) WriteFile(name, content string) string {
 	n.lab.t.Helper()
 	path := filepath.Join(n.dir, name)
+	if n.machine != nil {
+		n.lab.must(n.send(path, content))
+		return path
+	}
+	n.lab.must(os.MkdirAll(filepath.Dir(path), 0o755))
 	n.lab.must(os.WriteFile(path, []byte(content), 0o600))
 	return path
 }
@@ -41,6 +48,10 @@ func (n *Node) WriteFile(name, content string) string {
 // IP runs ip(8) in the node, as in n.IP("route", "add", ...).
 func (n *Node) IP(args ...string) {
 	n.lab.t.Helper()
+	if n.machine != nil {
+		n.Run(append([]string{"ip"}, args...)...)
+		return
+	}
 	n.lab.must(command("ip", append([]string{"-n", n.netns}, args...)...))
 }
 
@@ -60,6 +71,10 @@ func (n *Node) Forward() {
 // Sysctl sets a value below /proc/sys, such as net/ipv4/ip_forward.
 func (n *Node) Sysctl(key, value string) {
 	n.lab.t.Helper()
+	if n.machine != nil {
+		n.Run("sysctl", "-q", key+"="+value)
+		return
+	}
 	n.lab.must(n.Do(func() error {
 		// /proc/sys/net shows the namespace of the thread that opens it.
 		return os.WriteFile("/proc/sys/"+key, []byte(value), 0)
@@ -105,6 +120,9 @@ func (n *Node) Nft(rules string) {
 // Do runs f on a thread inside the namespace. Sockets that f opens stay there.
 // A goroutine that f starts does not run there.
 func (n *Node) Do(f func() error) error {
+	if n.machine != nil {
+		return fmt.Errorf("%s is a machine: only programs run in it", n.Name)
+	}
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()

@@ -14,7 +14,7 @@ import (
 type Probe struct {
 	interval time.Duration
 	conn     *net.UDPConn
-	echo     *net.UDPConn
+	echo     *net.UDPConn // nil for one in a machine
 	stop     chan struct{}
 	sender   sync.WaitGroup
 	readers  sync.WaitGroup
@@ -36,8 +36,14 @@ func (r ProbeResult) String() string {
 	return fmt.Sprintf("%d of %d lost, longest gap %v", r.Lost, r.Sent, r.LongestGap.Round(time.Millisecond))
 }
 
-// probeDrain is how long Stop waits for answers under way.
-const probeDrain = 500 * time.Millisecond
+// probePort is where a probe's datagrams come back from.
+const probePort = 7007
+
+// How long Stop waits for answers under way, those of a machine too.
+const (
+	probeDrain        = 500 * time.Millisecond
+	probeDrainMachine = 20 * time.Second
+)
 
 // StartProbe begins to send from a node to an interface of another, one datagram
 // an interval, until Stop.
@@ -49,15 +55,21 @@ func (n *Node) StartProbe(to *Interface, v6 bool, interval time.Duration) *Probe
 		addr = to.V6.Addr()
 	}
 	p := &Probe{interval: interval, stop: make(chan struct{}), back: map[uint64]bool{}}
-	n.lab.must(to.Node.Do(func() (err error) {
-		p.echo, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
-		return err
-	}))
+	at := netip.AddrPortFrom(addr, probePort)
+	if to.Node.machine != nil {
+		echo := to.Node.Start(Command{Args: []string{"/init", "echo", at.String()}})
+		echo.WaitOutput("echo", machineLimit)
+	} else {
+		n.lab.must(to.Node.Do(func() (err error) {
+			p.echo, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+			return err
+		}))
+		p.readers.Go(p.answer)
+	}
 	n.lab.must(n.Do(func() (err error) {
-		p.conn, err = net.DialUDP("udp", nil, p.echo.LocalAddr().(*net.UDPAddr))
+		p.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
 		return err
 	}))
-	p.readers.Go(p.answer)
 	p.readers.Go(p.collect)
 	p.sender.Go(p.send)
 	t.Cleanup(func() { p.Stop() })
@@ -129,6 +141,12 @@ func (p *Probe) Answered() int {
 	return len(p.back)
 }
 
+func (p *Probe) missing() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return uint64(len(p.back)) < p.sent
+}
+
 // Stop ends the probe, waits a moment for answers under way, and counts.
 func (p *Probe) Stop() ProbeResult {
 	select {
@@ -137,11 +155,18 @@ func (p *Probe) Stop() ProbeResult {
 		close(p.stop)
 		p.sender.Wait()
 		limit := time.Now().Add(probeDrain)
+		for p.echo == nil && p.missing() && time.Since(limit) < probeDrainMachine {
+			<-time.After(pollInterval)
+		}
 		_ = p.conn.SetReadDeadline(limit)
-		_ = p.echo.SetReadDeadline(limit)
+		if p.echo != nil {
+			_ = p.echo.SetReadDeadline(limit)
+		}
 		p.readers.Wait()
 		_ = p.conn.Close()
-		_ = p.echo.Close()
+		if p.echo != nil {
+			_ = p.echo.Close()
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -25,6 +25,9 @@ const outputLimit = 4 << 20
 // node's directory as /run. `ip netns exec` gives it a mount namespace of its
 // own and replaces itself by the program, so the pid is the program's.
 func (n *Node) inNode(args []string) []string {
+	if n.machine != nil {
+		return n.inMachine(args)
+	}
 	const bindRun = `mount --bind "$0" /run && exec "$@"`
 	return append([]string{"ip", "netns", "exec", n.netns, "sh", "-c", bindRun, n.RunDir()}, args...)
 }
@@ -73,7 +76,7 @@ type Process struct {
 func (n *Node) Start(c Command) *Process {
 	t := n.lab.t
 	t.Helper()
-	if _, err := exec.LookPath(c.Args[0]); err != nil {
+	if _, err := exec.LookPath(c.Args[0]); err != nil && n.machine == nil {
 		t.Fatalf("lab: %v; `make deps` installs what the lab needs, `make build` our own programs", err)
 	}
 	argv := n.inNode(c.Args)
@@ -128,17 +131,21 @@ func (p *Process) Signal(s syscall.Signal) {
 }
 
 // Stop asks the program to end, insists after five seconds, and returns how it
-// ended.
+// ended. In a machine it takes its time.
 func (p *Process) Stop() error {
 	p.node.lab.t.Helper()
 	p.Signal(syscall.SIGTERM)
-	limit := time.NewTimer(stopLimit)
+	allowed := stopLimit
+	if p.node.machine != nil && p != p.node.machine.Process {
+		allowed = machineLimit
+	}
+	limit := time.NewTimer(allowed)
 	defer limit.Stop()
 	select {
 	case <-p.done:
 		return p.err
 	case <-limit.C:
-		p.node.lab.t.Errorf("lab: %s (pid %d) did not end within %v of SIGTERM; killing it", p.name, p.PID(), stopLimit)
+		p.node.lab.t.Errorf("lab: %s (pid %d) did not end within %v of SIGTERM; killing it", p.name, p.PID(), allowed)
 		p.Kill()
 		return p.err
 	}

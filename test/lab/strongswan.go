@@ -15,7 +15,7 @@ import (
 
 // StrongSwan is Debian's charon-systemd on a node, the peer to interoperate with.
 //
-// Its plugin kernel-libipsec does ESP in user space over the TUN device ipsec0, so
+// On a machine it has the kernel's ESP and AH. Elsewhere its plugin kernel-libipsec does ESP in user space over the TUN device ipsec0, so
 // no kernel ESP is needed. That plugin knows tunnel mode in UDP only, has no ESN and
 // raises no acquires (so no start_action = trap): each connection has `encap = yes`,
 // and the rest is refused here or cannot be asked for.
@@ -45,6 +45,7 @@ type SwanConn struct {
 	RemoteTS      []netip.Prefix
 	IKEProposals  []string // as in aes256gcm16-prfsha256-x25519; none for strongSwan's default
 	ESPProposals  []string // as in aes128gcm16-x25519, with a key exchange for PFS
+	AHProposals   []string // as in sha256, instead of ESP; on a machine only
 	Mode          ipsec.Mode
 	DPD           time.Duration // 0 for none
 	IKERekey      time.Duration // 0 for strongSwan's default
@@ -84,7 +85,7 @@ var swanMark = []string{
 // charonOptions is strongswan.conf. The order of load matters: the first plugin
 // that can do IPsec in a kernel gets to.
 const charonOptions = `charon-systemd {
-	load = random nonce openssl aes sha1 sha2 md5 gmp curve25519 hmac kdf xcbc cmac gcm ccm ctr chapoly pem pkcs1 pkcs8 x509 pubkey revocation constraints kernel-libipsec kernel-netlink socket-default vici updown counters
+	load = random nonce openssl aes sha1 sha2 md5 gmp curve25519 hmac kdf xcbc cmac gcm ccm ctr chapoly pem pkcs1 pkcs8 x509 pubkey revocation constraints %s kernel-netlink socket-default vici updown counters
 	install_routes = yes
 	retransmit_timeout = 1
 	retransmit_tries = 4
@@ -130,15 +131,19 @@ func (n *Node) StartStrongSwanWith(o SwanOptions, conns ...SwanConn) *StrongSwan
 		t.Fatalf("lab: %v; `make deps` installs strongSwan", err)
 	}
 	s := &StrongSwan{node: n, uri: "unix://" + n.dir + "/charon.vici"}
-	if o.ProtectsItself {
+	if o.ProtectsItself && n.machine == nil {
 		o.Charon = append(o.Charon[:len(o.Charon):len(o.Charon)], swanMark...)
 	}
-	conf := n.WriteFile("strongswan.conf", fmt.Sprintf(charonOptions, s.uri, swanMTU, strings.Join(o.Charon, "\n\t")))
+	libipsec, mtu := "kernel-libipsec", swanMTU
+	if n.machine != nil {
+		libipsec, mtu = "", 0
+	}
+	conf := n.WriteFile("strongswan.conf", fmt.Sprintf(charonOptions, libipsec, s.uri, mtu, strings.Join(o.Charon, "\n\t")))
 	s.Process = n.Start(Command{
 		Args: []string{"charon-systemd"},
 		Env:  []string{"STRONGSWAN_CONF=" + conf},
 	})
-	WaitFor(t, 15*time.Second, "charon to answer on its vici socket", func() error {
+	WaitFor(t, 60*time.Second, "charon to answer on its vici socket", func() error {
 		if err := s.Running(); err != nil {
 			t.Fatal("lab:", err)
 		}
@@ -159,9 +164,9 @@ func (s *StrongSwan) Load(conns ...SwanConn) {
 	var b strings.Builder
 	b.WriteString("connections {\n")
 	for _, c := range conns {
-		s.node.lab.must(c.check())
+		s.node.lab.must(c.check(s.node.machine != nil))
 		s.writeCerts(c)
-		c.writeConnection(&b)
+		c.writeConnection(&b, s.node.machine != nil)
 	}
 	b.WriteString("}\nsecrets {\n")
 	for _, c := range conns {
@@ -180,17 +185,19 @@ func (s *StrongSwan) Load(conns ...SwanConn) {
 	s.swanctl("--load-conns", "--file", file)
 }
 
-func (c SwanConn) check() error {
+func (c SwanConn) check(kernel bool) error {
 	switch {
 	case c.Name == "" || strings.ContainsAny(c.Name, " .{}=#\n"):
 		return fmt.Errorf("strongSwan connection %q: want a plain name", c.Name)
-	case c.Mode == ipsec.ModeTransport:
+	case c.Mode == ipsec.ModeTransport && !kernel:
 		return fmt.Errorf("strongSwan connection %s: transport mode: kernel-libipsec does tunnel mode only", c.Name)
 	case c.PSK.IsZero() && (c.Cert == nil || c.CAs == nil):
 		return fmt.Errorf("strongSwan connection %s: no PSK, and no certificate for both sides", c.Name)
 	case c.Aggressive && c.Version != 1:
 		return fmt.Errorf("strongSwan connection %s: aggressive mode is IKEv1's", c.Name)
-	case slices.ContainsFunc(c.ESPProposals, wantsESN):
+	case c.AHProposals != nil && !kernel:
+		return fmt.Errorf("strongSwan connection %s: AH proposals %q: kernel-libipsec has no AH", c.Name, c.AHProposals)
+	case slices.ContainsFunc(c.ESPProposals, wantsESN) && !kernel:
 		return fmt.Errorf("strongSwan connection %s: ESP proposals %q: kernel-libipsec has no ESN", c.Name, c.ESPProposals)
 	}
 	return nil
@@ -200,7 +207,7 @@ func wantsESN(proposal string) bool {
 	return slices.Contains(strings.Split(proposal, "-"), "esn")
 }
 
-func (c SwanConn) writeConnection(b *strings.Builder) {
+func (c SwanConn) writeConnection(b *strings.Builder, kernel bool) {
 	set := func(depth int, key, value string) {
 		if value != "" {
 			fmt.Fprintf(b, "%s%s = %s\n", strings.Repeat("\t", depth), key, value)
@@ -211,7 +218,9 @@ func (c SwanConn) writeConnection(b *strings.Builder) {
 	set(2, "local_addrs", addr(c.Local))
 	set(2, "remote_addrs", addr(c.Remote))
 	set(2, "proposals", strings.Join(c.IKEProposals, ","))
-	set(2, "encap", "yes")
+	if !kernel {
+		set(2, "encap", "yes")
+	}
 	set(2, "mobike", "no")
 	set(2, "rekey_time", seconds(c.IKERekey))
 	set(2, "dpd_delay", seconds(c.DPD))
@@ -237,10 +246,13 @@ func (c SwanConn) writeConnection(b *strings.Builder) {
 	b.WriteString("\t\t}\n\t\tchildren {\n")
 	for _, ts := range append([]SwanSelectors{{c.Name, c.LocalTS, c.RemoteTS}}, c.More...) {
 		fmt.Fprintf(b, "\t\t\t%s {\n", ts.Name)
-		set(4, "mode", "tunnel")
+		if c.Mode == ipsec.ModeTransport {
+			set(4, "mode", "transport")
+		}
 		set(4, "local_ts", prefixes(ts.LocalTS))
 		set(4, "remote_ts", prefixes(ts.RemoteTS))
 		set(4, "esp_proposals", strings.Join(c.ESPProposals, ","))
+		set(4, "ah_proposals", strings.Join(c.AHProposals, ","))
 		set(4, "rekey_time", seconds(c.ChildRekey))
 		if c.Start {
 			set(4, "start_action", "start")
@@ -349,7 +361,7 @@ func (s *StrongSwan) WaitEstablished(name string, limit time.Duration) SwanSA {
 }
 
 func (s *StrongSwan) try(args ...string) (string, error) {
-	return s.node.Try(append([]string{"env", "SWANCTL_DIR=" + s.node.dir, "swanctl", args[0], "--uri", s.uri}, args[1:]...)...)
+	return s.node.Try(append([]string{"env", "STRONGSWAN_CONF=" + s.node.dir + "/strongswan.conf", "SWANCTL_DIR=" + s.node.dir, "swanctl", args[0], "--uri", s.uri}, args[1:]...)...)
 }
 
 func (s *StrongSwan) swanctl(args ...string) string {

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 )
@@ -10,11 +9,7 @@ import (
 // writeCerts puts the certificates and keys of a connection where swanctl's
 // --load-creds looks for them.
 func (s *StrongSwan) writeCerts(c SwanConn) {
-	write := func(folder, name, content string) {
-		dir := filepath.Join(s.node.dir, folder)
-		s.node.lab.must(os.MkdirAll(dir, 0o700))
-		s.node.lab.must(os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
-	}
+	write := func(folder, name, content string) { s.node.WriteFile(filepath.Join(folder, name), content) }
 	if c.Cert != nil {
 		leaf, rest, _ := strings.Cut(c.Cert.Chain, "-----END CERTIFICATE-----\n")
 		write("x509", c.certFile(), leaf+"-----END CERTIFICATE-----\n")

@@ -28,6 +28,7 @@ type SwanChild struct {
 	Name       string
 	State      string // INSTALLED, REKEYED, ...
 	Mode       string
+	Protocol   string // ESP or AH
 	InUDP      bool
 	SPIIn      uint32
 	SPIOut     uint32
@@ -98,7 +99,7 @@ func swanSA(s *section) SwanSA {
 	for _, c := range s.sub("child-sas").subs {
 		v := c.values
 		sa.Children = append(sa.Children, SwanChild{
-			Name: v["name"], State: v["state"], Mode: v["mode"], InUDP: v["encap"] == "yes",
+			Name: v["name"], State: v["state"], Mode: v["mode"], Protocol: v["protocol"], InUDP: v["encap"] == "yes",
 			SPIIn: uint32(number(v["spi-in"], 16)), SPIOut: uint32(number(v["spi-out"], 16)),
 			BytesIn: number(v["bytes-in"], 10), BytesOut: number(v["bytes-out"], 10),
 			PacketsIn: number(v["packets-in"], 10), PacketsOut: number(v["packets-out"], 10),

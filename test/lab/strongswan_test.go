@@ -142,17 +142,18 @@ func TestProbeThroughAStrongSwanRekey(t *testing.T) {
 
 func TestSwanConnRefusesWhatTheLibraryCannotDo(t *testing.T) {
 	good := SwanConn{Name: "x", PSK: ipsec.NewSecret([]byte("s"))}
-	if err := good.check(); err != nil {
+	if err := good.check(false); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]SwanConn{
 		"transport mode":   {Name: "x", PSK: good.PSK, Mode: ipsec.ModeTransport},
 		"no PSK":           {Name: "x"},
 		"no name":          {PSK: good.PSK},
+		"AH":               {Name: "x", PSK: good.PSK, AHProposals: []string{"sha256"}},
 		"ESN":              {Name: "x", PSK: good.PSK, ESPProposals: []string{"aes128gcm16-noesn", "aes128gcm16-esn"}},
 		"aggressive IKEv2": {Name: "x", PSK: good.PSK, Aggressive: true},
 	} {
-		if c.check() == nil {
+		if c.check(false) == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -7,7 +7,8 @@ import (
 
 // PairOptions changes NewPair.
 type PairOptions struct {
-	MTU int // 0 for 1500
+	MTU     int  // 0 for 1500
+	Machine bool // b is a virtual machine
 }
 
 // Pair is two hosts on one wire, for transport mode and host-to-host tunnels.
@@ -29,7 +30,7 @@ func NewPair(t testing.TB, o PairOptions) *Pair {
 	p := &Pair{Lab: l}
 	p.A, p.B = l.Link(
 		End{l.Node("a"), "eth0", prefix("192.0.2.1/24"), prefix("2001:db8::1/64")},
-		End{l.Node("b"), "eth0", prefix("192.0.2.2/24"), prefix("2001:db8::2/64")}, o.MTU)
+		End{l.host("b", o.Machine), "eth0", prefix("192.0.2.2/24"), prefix("2001:db8::2/64")}, o.MTU)
 	return p
 }
 
@@ -38,6 +39,8 @@ type SitesOptions struct {
 	MTU    int  // of the LANs, 0 for 1500
 	WANMTU int  // between WAN and GatewayB: a smaller one makes the WAN answer "too big"
 	NAT    bool // the WAN masquerades what it sends to GatewayB, so that A is behind a NAT
+
+	Machine bool // gwB is a virtual machine
 }
 
 // Sites is two sites, each a host behind a gateway, and a router between the
@@ -72,7 +75,7 @@ func NewSites(t testing.TB, o SitesOptions) *Sites {
 	t.Helper()
 	l := New(t)
 	s := &Sites{Lab: l}
-	hostA, gwA, wan, gwB, hostB := l.Node("hostA"), l.Node("gwA"), l.Node("wan"), l.Node("gwB"), l.Node("hostB")
+	hostA, gwA, wan, gwB, hostB := l.Node("hostA"), l.Node("gwA"), l.Node("wan"), l.host("gwB", o.Machine), l.Node("hostB")
 	s.HostA, s.LANA = l.Link(
 		End{hostA, "eth0", prefix("10.1.0.2/24"), prefix("fd00:1::2/64")},
 		End{gwA, "lan", prefix("10.1.0.1/24"), prefix("fd00:1::1/64")}, o.MTU)
@@ -98,6 +101,15 @@ func NewSites(t testing.TB, o SitesOptions) *Sites {
 		wan.Masquerade(s.WANB.Name)
 	}
 	return s
+}
+
+// host is a node, or a machine.
+func (l *Lab) host(name string, machine bool) *Node {
+	l.t.Helper()
+	if machine {
+		return l.Machine(name)
+	}
+	return l.Node(name)
 }
 
 // WAN is the router between the gateways.
