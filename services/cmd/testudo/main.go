@@ -3,11 +3,15 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	keymgrv1 "github.com/testudo-ipsec/testudo/proto/gen/testudo/keymgr/v1"
@@ -19,13 +23,19 @@ import (
 
 func main() {
 	if err := newRoot().Execute(); err != nil {
-		msg := err.Error()
-		if s, ok := status.FromError(err); ok {
-			msg = s.Message()
-		}
-		fmt.Fprintln(os.Stderr, "testudo:", msg)
+		fmt.Fprintln(os.Stderr, "testudo:", message(err))
 		os.Exit(1)
 	}
+}
+
+// message is an error as an operator reads it: without what gRPC puts around it.
+func message(err error) string {
+	var s interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &s) {
+		return err.Error()
+	}
+	inner, _ := s.(error)
+	return strings.Replace(err.Error(), inner.Error(), s.GRPCStatus().Message(), 1)
 }
 
 // cli is what all commands share.
@@ -84,6 +94,7 @@ daemons' own user are known by the kernel.
 	f.StringVarP(&c.output, "output", "o", "table", "table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(c.policyCommand(), c.saCommand(), c.ikeCommand(), c.statusCommand(), c.explainCommand(), c.workerCommand(), c.suitesCommand(), c.benchCommand(), pkiCommand(), demoCommand())
+	daemon.Strict(root)
 	return root
 }
 
@@ -91,11 +102,41 @@ func (c *cli) dial(address string, role rpc.Role) (*grpc.ClientConn, error) {
 	if err := c.tls.Validate(address); err != nil {
 		return nil, err
 	}
-	conn, err := rpc.Dial(address, role, c.tls)
+	away := func(err error) error { return unreachable(err, address, role) }
+	conn, err := rpc.Dial(address, role, c.tls,
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return away(call(ctx, method, req, reply, cc, opts...))
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			st, err := open(ctx, d, cc, method, opts...)
+			return st, away(err)
+		}))
 	if err == nil {
 		c.conns = append(c.conns, conn)
 	}
 	return conn, err
+}
+
+// unreachable says of a service that does not answer where it was looked for, why it
+// did not answer, and what to do.
+func unreachable(err error, address string, role rpc.Role) error {
+	s, ok := status.FromError(err)
+	if err == nil || !ok || s.Code() != codes.Unavailable {
+		return err
+	}
+	why := s.Message()
+	for _, around := range []string{`connection error: desc = "`, "transport: ", "Error while dialing: "} {
+		why = strings.TrimPrefix(why, around)
+	}
+	program, flag, variable := "policyd", "policyd", "TESTUDO_POLICYD"
+	switch role {
+	case rpc.RoleKeymgrd:
+		program, flag, variable = "keymgrd", "keymgrd", "TESTUDO_KEYMGRD"
+	case rpc.RoleWorker:
+		program, flag, variable = "workerd", "admin", "TESTUDO_WORKERD"
+	}
+	return status.Errorf(codes.Unavailable, "%s does not answer at %s: %s; start it, or say where it is with --%s or %s",
+		program, address, strings.TrimSuffix(why, `"`), flag, variable)
 }
 
 func (c *cli) policy() (policyv1.PolicyServiceClient, error) {

@@ -87,7 +87,7 @@ func (c *cli) status(cmd *cobra.Command) (*statusView, error) {
 	}
 	st, err := pc.Status(cmd.Context(), &policyv1.StatusRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("policyd at %s: %w", c.policyd, err)
+		return nil, err
 	}
 	v := &statusView{Revision: st.GetVersion().GetRevision(), Nodes: []nodeView{}}
 	for _, s := range st.GetSubscribers() {
@@ -101,7 +101,7 @@ func (c *cli) status(cmd *cobra.Command) (*statusView, error) {
 	if kc, err := c.keymgr(); err != nil {
 		v.Problems = append(v.Problems, err.Error())
 	} else if err := c.keymgrStatus(cmd, kc, workers, ikes); err != nil {
-		v.Problems = append(v.Problems, fmt.Sprintf("keymgrd at %s: %v", c.keymgrd, err))
+		v.Problems = append(v.Problems, message(err))
 	}
 	for _, n := range st.GetNodes() {
 		nv := nodeView{Node: n.GetNode(), External: n.GetExternal(), Rules: n.GetRules()}

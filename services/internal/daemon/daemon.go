@@ -84,8 +84,38 @@ func (d *Daemon) Command() *cobra.Command {
 	return root
 }
 
+// Strict makes a tree of commands say what it wants instead of what it got: a group
+// knows its commands by name, and a count of arguments that is wrong shows the usage.
+func Strict(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		Strict(sub)
+	}
+	if cmd.HasParent() && cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.Args, cmd.DisableFlagsInUseLine, cmd.SuggestionsMinimumDistance = cobra.ArbitraryArgs, true, 2
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			near := ""
+			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+				near = ", such as " + s[0]
+			}
+			return fmt.Errorf("%q is not a command of %q: want one of those that %q lists%s", args[0], cmd.CommandPath(), cmd.CommandPath()+" --help", near)
+		}
+	}
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return fmt.Errorf("%w; want: %s", err, cmd.UseLine())
+			}
+			return nil
+		}
+	}
+}
+
 // Execute runs a command as a process's main does.
 func Execute(cmd *cobra.Command) {
+	Strict(cmd)
 	if err := cmd.Execute(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
 		os.Exit(1)

@@ -14,7 +14,7 @@ import (
 // Dial makes a client connection to "unix:///path" or "host:port"; the far end
 // must carry the role. It connects in the background and reconnects with
 // back-off and jitter.
-func Dial(address string, want Role, files config.TLS) (*grpc.ClientConn, error) {
+func Dial(address string, want Role, files config.TLS, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	creds := credentials.TransportCredentials(localCredentials{})
 	target := address
 	if !config.IsUnix(address) {
@@ -25,7 +25,7 @@ func Dial(address string, want Role, files config.TLS) (*grpc.ClientConn, error)
 		creds = credentials.NewTLS(id.clientConfig(want))
 		target = "dns:///" + address
 	}
-	return grpc.NewClient(target,
+	return grpc.NewClient(target, append(opts,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: false}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -33,5 +33,5 @@ func Dial(address string, want Role, files config.TLS) (*grpc.ClientConn, error)
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-	)
+	)...)
 }
