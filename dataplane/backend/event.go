@@ -40,8 +40,8 @@ type (
 	}
 
 	// PeerMoved says that authenticated packets of an inbound SA come from
-	// another address or port than the SA's (RFC 3948 §4, RFC 7296 §2.23).
-	// The backend has changed nothing; OpReplace does.
+	// another address or port than the SA's (RFC 3948 §4, RFC 7296 §2.23), at most
+	// once a second as long as they do. The backend has changed nothing; OpReplace does.
 	PeerMoved struct {
 		ID   ipsec.SAID
 		Path Path

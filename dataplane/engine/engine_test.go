@@ -459,27 +459,34 @@ func TestIKEGoesUpWithoutItsMarker(t *testing.T) {
 	}
 }
 
-func TestAPeerThatMovesIsReportedOnce(t *testing.T) {
+// RFC 7296 §2.23: neither a forged packet nor one that is late or repeated moves a peer.
+func TestAPeerThatMovesIsReported(t *testing.T) {
 	a, b := twoHosts(t, false)
 	an, bn := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
 	a.policy(t, ipsec.ModeTunnel, an, bn)
 	b.policy(t, ipsec.ModeTunnel, bn, an)
 	join(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, a, b, an, bn)
-	nat := netip.MustParseAddrPort("203.0.113.9:61000")
+	local, nat := netip.AddrPortFrom(b.addr, 4500), netip.MustParseAddrPort("203.0.113.9:61000")
 	sent := make(chan []byte, 10)
 	a.encap.Tamper = func(d []byte) [][]byte { sent <- bytes.Clone(d); return nil }
+	var packets [][]byte
 	for range 3 {
 		a.tun.ToEngine <- netio.Packet{Data: udp(netip.MustParseAddrPort("10.1.0.1:1"), netip.MustParseAddrPort("10.2.0.1:2"), []byte{1})}
-		d := <-sent
-		forged := bytes.Clone(d)
-		forged[len(forged)-1] ^= 1
-		local := netip.AddrPortFrom(b.addr, 4500)
-		b.encap.Inject(netio.Message{Data: forged, Local: local, Remote: netip.MustParseAddrPort("198.51.100.1:1")})
-		b.encap.Inject(netio.Message{Data: d, Local: local, Remote: nat})
-		b.arrived(t)
+		packets = append(packets, <-sent)
 	}
-	if moved, ok := (<-b.events).(backend.PeerMoved); !ok || moved.Path.Remote != nat {
-		t.Fatalf("got %+v, want PeerMoved to %s: a forged packet moves nobody", moved, nat)
+	forged := bytes.Clone(packets[2])
+	forged[len(forged)-1] ^= 1
+	stranger := netip.MustParseAddrPort("198.51.100.1:1")
+	b.encap.Inject(netio.Message{Data: packets[1], Local: local, Remote: netip.AddrPortFrom(a.addr, 4500)})
+	b.arrived(t)
+	b.encap.Inject(netio.Message{Data: packets[0], Local: local, Remote: stranger}) // late
+	b.arrived(t)
+	b.encap.Inject(netio.Message{Data: packets[1], Local: local, Remote: stranger}) // again
+	b.encap.Inject(netio.Message{Data: forged, Local: local, Remote: stranger})
+	b.encap.Inject(netio.Message{Data: packets[2], Local: local, Remote: nat})
+	b.arrived(t)
+	if moved, ok := (<-b.events).(backend.PeerMoved); !ok || moved.Path.Remote != nat || moved.Path.Local != local {
+		t.Fatalf("got %+v, want PeerMoved to %s", moved, nat)
 	}
 	if len(b.events) != 0 {
 		t.Errorf("%d more events, want one report of one move", len(b.events))

@@ -212,7 +212,7 @@ func (w *inWorker) openESP() {
 			w.counts.add(jobs[i].Why, 1)
 			continue
 		}
-		in.reportMove(w.e, w.from[i].Local, w.from[i].Remote)
+		in.reportMove(w.e, jobs[i].Seq, w.from[i].Local, w.from[i].Remote, w.now)
 		if why := w.inner(in, i); why != packet.WhyOK {
 			w.counts.add(why, 1)
 		}

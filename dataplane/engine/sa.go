@@ -158,19 +158,20 @@ type inSA struct {
 
 	// A peer may send the same SA's packets with and without UDP (RFC 7296
 	// §2.23), that is to two goroutines. The lock is held for a burst.
-	mu    sync.Mutex
-	moved *netip.AddrPort // reported last
-	badAt int64           // when BadSelectors was reported last
+	mu      sync.Mutex
+	movedAt int64 // when PeerMoved was reported last
+	badAt   int64 // when BadSelectors was
 }
 
-// reportMove says once for each new place that a peer has moved to. Only
-// authenticated packets lead here (RFC 3948 §4). The caller holds in.mu.
-func (in *inSA) reportMove(e *Engine, local, remote netip.AddrPort) {
+// reportMove says, at most once a second, that a peer is elsewhere than the SA has it
+// (RFC 7296 §2.23). Only authenticated packets lead here, and of them the newest, so
+// that none that is late or repeated moves a peer. The caller holds in.mu.
+func (in *inSA) reportMove(e *Engine, seq uint64, local, remote netip.AddrPort, now int64) {
 	p := in.path.Load()
-	if p.remote == remote || in.moved != nil && *in.moved == remote || p.encap == nil {
+	if p.remote == remote || p.encap == nil || p.encap.TCP || now-in.movedAt < int64(time.Second) || !in.Newest(seq) {
 		return
 	}
-	in.moved = new(remote)
+	in.movedAt = now
 	e.cfg.Emit(backend.PeerMoved{ID: in.SA().ID, Path: backend.Path{Local: local, Remote: remote}})
 }
 

@@ -221,5 +221,9 @@ func (in *Inbound) accept(seq uint64, payload []byte, next uint8, why packet.Why
 // Usable says whether the SA may be used at now, and if not, why.
 func (in *Inbound) Usable(now int64) packet.Why { return in.usable(now) }
 
+// Newest says whether a packet of the last burst is the newest one received. Without
+// a replay window nobody knows.
+func (in *Inbound) Newest(seq uint64) bool { return in.window.Size() != 0 && seq == in.window.Top() }
+
 // Counters is what the SA has counted. Top is the top of the replay window.
 func (in *Inbound) Counters() ipsec.SACounters { return in.counters(in.top.Load()) }

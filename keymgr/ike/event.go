@@ -79,6 +79,10 @@ type (
 	// Addresses are this node's at present, best first (RFC 4555 §3.5).
 	Addresses struct{ Local []netip.Addr }
 
+	// PeerMoved tells that the newest packet of a CHILD SA, authenticated, came on
+	// another path than the SA's (RFC 7296 §2.23).
+	PeerMoved struct{ Path Path }
+
 	// PolicyChanged replaces the node's policy snapshot. The machine keeps what
 	// still matches and deletes the CHILD SAs whose rule is gone.
 	PolicyChanged struct{ Policy *ipsec.NodePolicy }
@@ -123,6 +127,7 @@ func (CheckPeer) event()     {}
 func (ChildExpired) event()  {}
 func (ChildActivity) event() {}
 func (Addresses) event()     {}
+func (PeerMoved) event()     {}
 func (PolicyChanged) event() {}
 func (Restored) event()      {}
 func (PSKs) event()          {}

@@ -62,6 +62,13 @@ type (
 	// Addresses are those the worker can send from, from now on.
 	Addresses struct{ Local []netip.Addr }
 
+	// PeerMoved says where the newest authenticated packet of an inbound SA in UDP came
+	// from, when that is not where the SA has its peer. Path.Node is ignored.
+	PeerMoved struct {
+		ID   ipsec.SAID
+		Path ike.Path
+	}
+
 	// Counters are totals since the worker installed each SA.
 	Counters struct{ SAs []ipsec.SACounters }
 
@@ -80,3 +87,4 @@ func (Expire) report()       {}
 func (Counters) report()     {}
 func (LeaseRequest) report() {}
 func (Addresses) report()    {}
+func (PeerMoved) report()    {}

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/testudo-ipsec/testudo/test/fleet"
 	"github.com/testudo-ipsec/testudo/test/lab"
@@ -141,6 +143,50 @@ func TestNATBetweenThePeers(t *testing.T) {
 	}
 	if n := b.SAs("gwb")[0].GetNat(); n != "remote" {
 		t.Errorf("gwb sees a NAT at %q; want remote", n)
+	}
+}
+
+// The NAT in front of A forgets its mapping and makes another one, for ESP alone: A sends
+// no IKE, and does not know. B follows what it can authenticate (RFC 7296 §2.23).
+func TestNATThatForgetsIsFollowedByESP(t *testing.T) {
+	text := strings.Replace(gateways(gwA4, gwB4, ""), "addresses: ["+gwA4+"]", "behindNAT: true, addresses: ["+gwA4+"]", 1)
+	text = strings.Replace(text, "{rules: [{name: sites", "{keyExchange: {dpd: 0s, mobike: false}, rules: [{name: sites", 1)
+	s, b := newSites(t, lab.SitesOptions{NAT: true}, text)
+	b.min = 100
+	s.HostA.Node.Ping(s.HostB.V4.Addr(), lab.PingOptions{})
+	before := b.onlyIKE("gwb", "gwa")
+	probe := s.HostA.Node.StartProbe(s.HostB, false, 10*time.Millisecond)
+	moving(t, probe)
+	wan := s.WAN()
+	wan.Nft(fmt.Sprintf(`flush table inet nat
+table inet nat {
+	chain postrouting {
+		oifname %q meta l4proto udp masquerade to :20000-20100
+	}
+}
+`, s.WANB.Name))
+	// The kernel forgets the mappings of an interface that goes down.
+	wan.IP("link", "set", s.WANB.Name, "down")
+	wan.IP("link", "set", s.WANB.Name, "up")
+	lab.WaitFor(t, limit, "gwb to follow", func() error {
+		if sa := b.onlyIKE("gwb", "gwa"); sa.GetRemote() == before.GetRemote() {
+			return fmt.Errorf("the IKE SA goes to %s as before", sa.GetRemote())
+		}
+		return nil
+	})
+	moving(t, probe)
+	t.Logf("%v", probe.Stop())
+	s.HostB.Node.Transfer(s.HostA, false, megabyte)
+	// IKE goes there too: B can ask for something.
+	b.RekeyChild("gwb", b.Children("gwb")[0].GetId())
+	lab.WaitFor(t, limit, "a rekey by gwb", func() error {
+		if c := b.Children("gwa"); len(c) != 1 || c[0].GetRekeyed() == 0 {
+			return fmt.Errorf("gwa has %v", c)
+		}
+		return nil
+	})
+	if after := b.onlyIKE("gwb", "gwa"); after.GetLocalSpi() != before.GetLocalSpi() {
+		t.Errorf("IKE SA %v, before %v; want the same", after, before)
 	}
 }
 

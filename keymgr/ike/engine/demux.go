@@ -17,12 +17,18 @@ import (
 func (n *node) datagram(path ike.Path, data []byte) {
 	e := n.e
 	e.stats.received.Add(1)
-	path.Node = n.name
-	path.Local = netip.AddrPortFrom(path.Local.Addr().Unmap(), path.Local.Port())
-	path.Remote = netip.AddrPortFrom(path.Remote.Addr().Unmap(), path.Remote.Port())
+	path = n.plain(path)
 	if why := n.route(path, data); why != "" {
 		e.stats.drop(why)
 	}
+}
+
+// plain is a path as machines have it.
+func (n *node) plain(p ike.Path) ike.Path {
+	p.Node = n.name
+	p.Local = netip.AddrPortFrom(p.Local.Addr().Unmap(), p.Local.Port())
+	p.Remote = netip.AddrPortFrom(p.Remote.Addr().Unmap(), p.Remote.Port())
+	return p
 }
 
 func (n *node) route(path ike.Path, data []byte) (why string) {

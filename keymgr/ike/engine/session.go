@@ -162,6 +162,10 @@ func (s *Session) Handle(r push.Report) {
 		n.acquire(s, r.ID, r.Rule, r.Flow)
 	case push.Addresses:
 		n.setAddresses(r.Local)
+	case push.PeerMoved:
+		if c := n.owners[r.ID]; c != nil {
+			c.post(ike.PeerMoved{Path: n.plain(r.Path)})
+		}
 	case push.Expire:
 		n.expire(r.Expiry)
 	case push.Counters:

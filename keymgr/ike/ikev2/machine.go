@@ -183,6 +183,11 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 		}
 	case ike.Addresses:
 		m.addresses(ev.Local)
+	case ike.PeerMoved:
+		// ESP tells of the mapping that it shares with IKE, in UDP on port 4500.
+		if m.state == stateEstablished && ev.Path.Local == m.path.Local && !m.path.TCP {
+			m.follow(ev.Path)
+		}
 	case ike.PolicyChanged:
 		m.policyChanged(ev.Policy)
 	case ike.PSKs:

@@ -110,7 +110,7 @@ func (m *Machine) float() {
 	}
 }
 
-// follow adopts the path of a new authenticated message. Before IKE_AUTH is
+// follow adopts the path of a new authenticated message, of IKE or ESP. Before IKE_AUTH is
 // answered the responder follows any change, because that is when the initiator
 // floats; afterwards only a peer behind a NAT may move, and only when we are not
 // behind one (RFC 7296 §2.23: dynamic address update).
@@ -133,6 +133,9 @@ func (m *Machine) follow(p ike.Path) {
 	encap := m.encap()
 	move := ike.Move{Local: p.Local.Addr(), Remote: p.Remote.Addr(), Encap: encap}
 	for _, c := range m.children {
+		if c.inAsked {
+			move.SAs = append(move.SAs, c.In)
+		}
 		if c.outAsked {
 			move.SAs = append(move.SAs, c.Out)
 		} else if c.out != nil {

@@ -54,6 +54,41 @@ func TestNATMovesToPort4500(t *testing.T) {
 	}
 }
 
+// RFC 7296 §2.23: to a peer behind a NAT "SHOULD send all packets [...] to the IP address
+// and port in the validated packet", of IKE or ESP.
+// Not with MOBIKE (RFC 4555 §3.8), nor to another of our own addresses.
+func TestESPTellsOfAnotherMapping(t *testing.T) {
+	for _, mobike := range []bool{false, true} {
+		n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) { d.AnyRemote, w.Mobike, d.Mobike = true, mobike, mobike })
+		web.NAT = &iketest.NAT{Public: netip.MustParseAddr("192.0.2.1")}
+		web.Connect("rule", nil)
+		n.Run(time.Second)
+		mustBeUp(t, n, web, db)
+		before := db.Machine().Info().Path
+		other := before
+		other.Local = netip.AddrPortFrom(netip.MustParseAddr("10.0.0.99"), 4500)
+		other.Remote = netip.AddrPortFrom(before.Remote.Addr(), 30000)
+		db.Do(ike.PeerMoved{Path: other})
+		if p := db.Machine().Info().Path; p != before {
+			t.Errorf("db follows what came to another address to %v", p)
+		}
+		other.Local = before.Local
+		db.Do(ike.PeerMoved{Path: other})
+		if followed := db.Machine().Info().Path == other; followed == mobike {
+			t.Errorf("MOBIKE %t: db is at %v", mobike, db.Machine().Info().Path)
+		}
+		for _, sa := range db.SAs {
+			if (sa.Encap.RemotePort == 30000) == mobike {
+				t.Errorf("MOBIKE %t: %+v", mobike, sa)
+			}
+		}
+		web.Do(ike.PeerMoved{Path: ike.Path{Node: "web", Local: web.Machine().Info().Path.Local, Remote: netip.MustParseAddrPort("192.0.2.9:4500")}})
+		if len(web.Moves) != 0 {
+			t.Error("the one behind the NAT follows the other")
+		}
+	}
+}
+
 // The address changes while an outbound SA is held back during a rekey: it goes
 // to the new address when it is installed.
 func TestAddressUpdateReachesAHeldSA(t *testing.T) {

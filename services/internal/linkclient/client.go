@@ -434,9 +434,10 @@ func (c *Client) events(ctx context.Context) error {
 				LeaseRequest: &keymgrv1.LeaseRequest{Id: uint64(e.ID), Used: e.Used},
 			}})
 		case backend.PeerMoved:
-			// The IKE SA follows the peer with its own authenticated messages; ESP
-			// from a new address only tells that one is due.
-			c.Log.Info("ESP of a peer comes from a new address", "sa", e.ID, "remote", e.Path.Remote)
+			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_PeerMoved{PeerMoved: &keymgrv1.PeerMoved{
+				Id: uint64(e.ID), Local: e.Path.Local.Addr().AsSlice(), LocalPort: uint32(e.Path.Local.Port()),
+				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()),
+			}}})
 		case backend.AddressesChanged:
 			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Addresses{
 				Addresses: &keymgrv1.Addresses{Addresses: convert.ToAddrs(c.Addresses())},

@@ -216,6 +216,13 @@ func fromReport(m *keymgrv1.AttachRequest) (push.Report, error) {
 	case *keymgrv1.AttachRequest_Addresses:
 		as, err := convert.FromAddrs(r.Addresses.GetAddresses())
 		return push.Addresses{Local: as}, err
+	case *keymgrv1.AttachRequest_PeerMoved:
+		l, err := addrPort(r.PeerMoved.GetLocal(), r.PeerMoved.GetLocalPort())
+		if err != nil {
+			return nil, err
+		}
+		rem, err := addrPort(r.PeerMoved.GetRemote(), r.PeerMoved.GetRemotePort())
+		return push.PeerMoved{ID: ipsec.SAID(r.PeerMoved.GetId()), Path: ike.Path{Local: l, Remote: rem}}, err
 	case *keymgrv1.AttachRequest_LeaseRequest:
 		return push.LeaseRequest{ID: ipsec.SAID(r.LeaseRequest.GetId()), Used: r.LeaseRequest.GetUsed()}, nil
 	}
@@ -225,7 +232,7 @@ func fromReport(m *keymgrv1.AttachRequest) (push.Report, error) {
 func addrPort(b []byte, port uint32) (netip.AddrPort, error) {
 	a, ok := netip.AddrFromSlice(b)
 	if !ok || port > 65535 {
-		return netip.AddrPort{}, fmt.Errorf("IKE datagram: address of %d octets and port %d", len(b), port)
+		return netip.AddrPort{}, fmt.Errorf("address of %d octets and port %d, want 4 or 16 octets and a port below 65536", len(b), port)
 	}
 	return netip.AddrPortFrom(a, uint16(port)), nil
 }

@@ -40,6 +40,7 @@ type AttachRequest struct {
 	//	*AttachRequest_Counters
 	//	*AttachRequest_LeaseRequest
 	//	*AttachRequest_Addresses
+	//	*AttachRequest_PeerMoved
 	Message       isAttachRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -163,6 +164,15 @@ func (x *AttachRequest) GetAddresses() *Addresses {
 	return nil
 }
 
+func (x *AttachRequest) GetPeerMoved() *PeerMoved {
+	if x != nil {
+		if x, ok := x.Message.(*AttachRequest_PeerMoved); ok {
+			return x.PeerMoved
+		}
+	}
+	return nil
+}
+
 type isAttachRequest_Message interface {
 	isAttachRequest_Message()
 }
@@ -212,6 +222,11 @@ type AttachRequest_Addresses struct {
 	Addresses *Addresses `protobuf:"bytes,9,opt,name=addresses,proto3,oneof"`
 }
 
+type AttachRequest_PeerMoved struct {
+	// ESP of a peer comes from another place.
+	PeerMoved *PeerMoved `protobuf:"bytes,10,opt,name=peer_moved,json=peerMoved,proto3,oneof"`
+}
+
 func (*AttachRequest_Hello) isAttachRequest_Message() {}
 
 func (*AttachRequest_Ack) isAttachRequest_Message() {}
@@ -229,6 +244,8 @@ func (*AttachRequest_Counters) isAttachRequest_Message() {}
 func (*AttachRequest_LeaseRequest) isAttachRequest_Message() {}
 
 func (*AttachRequest_Addresses) isAttachRequest_Message() {}
+
+func (*AttachRequest_PeerMoved) isAttachRequest_Message() {}
 
 // One message down.
 type AttachResponse struct {
@@ -471,6 +488,89 @@ func (x *Addresses) GetAddresses() [][]byte {
 	return nil
 }
 
+// PeerMoved says where the newest authenticated packet of an inbound SA in UDP came
+// from, when that is not where the SA has its peer.
+type PeerMoved struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The SA.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Address of the host that it came to, 4 or 16 octets.
+	Local []byte `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
+	// Port that it came to.
+	LocalPort uint32 `protobuf:"varint,3,opt,name=local_port,json=localPort,proto3" json:"local_port,omitempty"`
+	// Address that it came from, 4 or 16 octets.
+	Remote []byte `protobuf:"bytes,4,opt,name=remote,proto3" json:"remote,omitempty"`
+	// Port that it came from.
+	RemotePort    uint32 `protobuf:"varint,5,opt,name=remote_port,json=remotePort,proto3" json:"remote_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerMoved) Reset() {
+	*x = PeerMoved{}
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerMoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerMoved) ProtoMessage() {}
+
+func (x *PeerMoved) ProtoReflect() protoreflect.Message {
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerMoved.ProtoReflect.Descriptor instead.
+func (*PeerMoved) Descriptor() ([]byte, []int) {
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PeerMoved) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *PeerMoved) GetLocal() []byte {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *PeerMoved) GetLocalPort() uint32 {
+	if x != nil {
+		return x.LocalPort
+	}
+	return 0
+}
+
+func (x *PeerMoved) GetRemote() []byte {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+func (x *PeerMoved) GetRemotePort() uint32 {
+	if x != nil {
+		return x.RemotePort
+	}
+	return 0
+}
+
 // One SA that a worker has.
 type InventoryItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -494,7 +594,7 @@ type InventoryItem struct {
 
 func (x *InventoryItem) Reset() {
 	*x = InventoryItem{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +606,7 @@ func (x *InventoryItem) String() string {
 func (*InventoryItem) ProtoMessage() {}
 
 func (x *InventoryItem) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[4]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +619,7 @@ func (x *InventoryItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryItem.ProtoReflect.Descriptor instead.
 func (*InventoryItem) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{4}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *InventoryItem) GetId() uint64 {
@@ -584,7 +684,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +696,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[5]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +709,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{5}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Apply) GetNonce() uint64 {
@@ -643,7 +743,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +755,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[6]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +768,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{6}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Operation) GetOperation() isOperation_Operation {
@@ -743,7 +843,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +855,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[7]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +868,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{7}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Grant) GetId() uint64 {
@@ -796,7 +896,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +908,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[8]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +921,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{8}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -846,7 +946,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +958,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[9]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +971,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{9}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -910,7 +1010,7 @@ type Acquire struct {
 
 func (x *Acquire) Reset() {
 	*x = Acquire{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1022,7 @@ func (x *Acquire) String() string {
 func (*Acquire) ProtoMessage() {}
 
 func (x *Acquire) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[10]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1035,7 @@ func (x *Acquire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acquire.ProtoReflect.Descriptor instead.
 func (*Acquire) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{10}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Acquire) GetId() uint64 {
@@ -972,7 +1072,7 @@ type AcquireFailed struct {
 
 func (x *AcquireFailed) Reset() {
 	*x = AcquireFailed{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1084,7 @@ func (x *AcquireFailed) String() string {
 func (*AcquireFailed) ProtoMessage() {}
 
 func (x *AcquireFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[11]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1097,7 @@ func (x *AcquireFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireFailed.ProtoReflect.Descriptor instead.
 func (*AcquireFailed) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{11}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AcquireFailed) GetId() uint64 {
@@ -1036,7 +1136,7 @@ type IkeDatagram struct {
 
 func (x *IkeDatagram) Reset() {
 	*x = IkeDatagram{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1148,7 @@ func (x *IkeDatagram) String() string {
 func (*IkeDatagram) ProtoMessage() {}
 
 func (x *IkeDatagram) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[12]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1161,7 @@ func (x *IkeDatagram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IkeDatagram.ProtoReflect.Descriptor instead.
 func (*IkeDatagram) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{12}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *IkeDatagram) GetLocal() []byte {
@@ -1121,7 +1221,7 @@ type Expire struct {
 
 func (x *Expire) Reset() {
 	*x = Expire{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1233,7 @@ func (x *Expire) String() string {
 func (*Expire) ProtoMessage() {}
 
 func (x *Expire) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[13]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1246,7 @@ func (x *Expire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expire.ProtoReflect.Descriptor instead.
 func (*Expire) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{13}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Expire) GetId() uint64 {
@@ -1181,7 +1281,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1293,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[14]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1306,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{14}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Counters) GetItems() []*v1.SaCounters {
@@ -1229,7 +1329,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[15]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1341,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[15]
+	mi := &file_testudo_keymgr_v1_worker_link_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1354,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{15}
+	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaseRequest) GetId() uint64 {
@@ -1275,7 +1375,7 @@ var File_testudo_keymgr_v1_worker_link_proto protoreflect.FileDescriptor
 
 const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\n" +
-	"#testudo/keymgr/v1/worker_link.proto\x12\x11testudo.keymgr.v1\x1a\x1ctestudo/ipsec/v1/ipsec.proto\"\x89\x04\n" +
+	"#testudo/keymgr/v1/worker_link.proto\x12\x11testudo.keymgr.v1\x1a\x1ctestudo/ipsec/v1/ipsec.proto\"\xc8\x04\n" +
 	"\rAttachRequest\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.HelloH\x00R\x05hello\x12*\n" +
 	"\x03ack\x18\x02 \x01(\v2\x16.testudo.keymgr.v1.AckH\x00R\x03ack\x12-\n" +
@@ -1285,7 +1385,10 @@ const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\x06expire\x18\x06 \x01(\v2\x19.testudo.keymgr.v1.ExpireH\x00R\x06expire\x129\n" +
 	"\bcounters\x18\a \x01(\v2\x1b.testudo.keymgr.v1.CountersH\x00R\bcounters\x12F\n" +
 	"\rlease_request\x18\b \x01(\v2\x1f.testudo.keymgr.v1.LeaseRequestH\x00R\fleaseRequest\x12<\n" +
-	"\taddresses\x18\t \x01(\v2\x1c.testudo.keymgr.v1.AddressesH\x00R\taddressesB\t\n" +
+	"\taddresses\x18\t \x01(\v2\x1c.testudo.keymgr.v1.AddressesH\x00R\taddresses\x12=\n" +
+	"\n" +
+	"peer_moved\x18\n" +
+	" \x01(\v2\x1c.testudo.keymgr.v1.PeerMovedH\x00R\tpeerMovedB\t\n" +
 	"\amessage\"\xcc\x01\n" +
 	"\x0eAttachResponse\x120\n" +
 	"\x05apply\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.ApplyH\x00R\x05apply\x122\n" +
@@ -1300,7 +1403,15 @@ const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\tinventory\x18\x05 \x03(\v2 .testudo.keymgr.v1.InventoryItemR\tinventory\x12\x1a\n" +
 	"\bsoftware\x18\x06 \x01(\tR\bsoftware\")\n" +
 	"\tAddresses\x12\x1c\n" +
-	"\taddresses\x18\x01 \x03(\fR\taddresses\"\xc7\x01\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\"\x89\x01\n" +
+	"\tPeerMoved\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\fR\x05local\x12\x1d\n" +
+	"\n" +
+	"local_port\x18\x03 \x01(\rR\tlocalPort\x12\x16\n" +
+	"\x06remote\x18\x04 \x01(\fR\x06remote\x12\x1f\n" +
+	"\vremote_port\x18\x05 \x01(\rR\n" +
+	"remotePort\"\xc7\x01\n" +
 	"\rInventoryItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
 	"\x03spi\x18\x02 \x01(\rR\x03spi\x129\n" +
@@ -1370,58 +1481,60 @@ func file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP() []byte {
 	return file_testudo_keymgr_v1_worker_link_proto_rawDescData
 }
 
-var file_testudo_keymgr_v1_worker_link_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_testudo_keymgr_v1_worker_link_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_testudo_keymgr_v1_worker_link_proto_goTypes = []any{
 	(*AttachRequest)(nil),          // 0: testudo.keymgr.v1.AttachRequest
 	(*AttachResponse)(nil),         // 1: testudo.keymgr.v1.AttachResponse
 	(*Hello)(nil),                  // 2: testudo.keymgr.v1.Hello
 	(*Addresses)(nil),              // 3: testudo.keymgr.v1.Addresses
-	(*InventoryItem)(nil),          // 4: testudo.keymgr.v1.InventoryItem
-	(*Apply)(nil),                  // 5: testudo.keymgr.v1.Apply
-	(*Operation)(nil),              // 6: testudo.keymgr.v1.Operation
-	(*Grant)(nil),                  // 7: testudo.keymgr.v1.Grant
-	(*Ack)(nil),                    // 8: testudo.keymgr.v1.Ack
-	(*Nack)(nil),                   // 9: testudo.keymgr.v1.Nack
-	(*Acquire)(nil),                // 10: testudo.keymgr.v1.Acquire
-	(*AcquireFailed)(nil),          // 11: testudo.keymgr.v1.AcquireFailed
-	(*IkeDatagram)(nil),            // 12: testudo.keymgr.v1.IkeDatagram
-	(*Expire)(nil),                 // 13: testudo.keymgr.v1.Expire
-	(*Counters)(nil),               // 14: testudo.keymgr.v1.Counters
-	(*LeaseRequest)(nil),           // 15: testudo.keymgr.v1.LeaseRequest
-	(v1.Direction)(0),              // 16: testudo.ipsec.v1.Direction
-	(*v1.SecurityAssociation)(nil), // 17: testudo.ipsec.v1.SecurityAssociation
-	(*v1.Lease)(nil),               // 18: testudo.ipsec.v1.Lease
-	(*v1.Flow)(nil),                // 19: testudo.ipsec.v1.Flow
-	(*v1.SaCounters)(nil),          // 20: testudo.ipsec.v1.SaCounters
+	(*PeerMoved)(nil),              // 4: testudo.keymgr.v1.PeerMoved
+	(*InventoryItem)(nil),          // 5: testudo.keymgr.v1.InventoryItem
+	(*Apply)(nil),                  // 6: testudo.keymgr.v1.Apply
+	(*Operation)(nil),              // 7: testudo.keymgr.v1.Operation
+	(*Grant)(nil),                  // 8: testudo.keymgr.v1.Grant
+	(*Ack)(nil),                    // 9: testudo.keymgr.v1.Ack
+	(*Nack)(nil),                   // 10: testudo.keymgr.v1.Nack
+	(*Acquire)(nil),                // 11: testudo.keymgr.v1.Acquire
+	(*AcquireFailed)(nil),          // 12: testudo.keymgr.v1.AcquireFailed
+	(*IkeDatagram)(nil),            // 13: testudo.keymgr.v1.IkeDatagram
+	(*Expire)(nil),                 // 14: testudo.keymgr.v1.Expire
+	(*Counters)(nil),               // 15: testudo.keymgr.v1.Counters
+	(*LeaseRequest)(nil),           // 16: testudo.keymgr.v1.LeaseRequest
+	(v1.Direction)(0),              // 17: testudo.ipsec.v1.Direction
+	(*v1.SecurityAssociation)(nil), // 18: testudo.ipsec.v1.SecurityAssociation
+	(*v1.Lease)(nil),               // 19: testudo.ipsec.v1.Lease
+	(*v1.Flow)(nil),                // 20: testudo.ipsec.v1.Flow
+	(*v1.SaCounters)(nil),          // 21: testudo.ipsec.v1.SaCounters
 }
 var file_testudo_keymgr_v1_worker_link_proto_depIdxs = []int32{
 	2,  // 0: testudo.keymgr.v1.AttachRequest.hello:type_name -> testudo.keymgr.v1.Hello
-	8,  // 1: testudo.keymgr.v1.AttachRequest.ack:type_name -> testudo.keymgr.v1.Ack
-	9,  // 2: testudo.keymgr.v1.AttachRequest.nack:type_name -> testudo.keymgr.v1.Nack
-	10, // 3: testudo.keymgr.v1.AttachRequest.acquire:type_name -> testudo.keymgr.v1.Acquire
-	12, // 4: testudo.keymgr.v1.AttachRequest.ike:type_name -> testudo.keymgr.v1.IkeDatagram
-	13, // 5: testudo.keymgr.v1.AttachRequest.expire:type_name -> testudo.keymgr.v1.Expire
-	14, // 6: testudo.keymgr.v1.AttachRequest.counters:type_name -> testudo.keymgr.v1.Counters
-	15, // 7: testudo.keymgr.v1.AttachRequest.lease_request:type_name -> testudo.keymgr.v1.LeaseRequest
+	9,  // 1: testudo.keymgr.v1.AttachRequest.ack:type_name -> testudo.keymgr.v1.Ack
+	10, // 2: testudo.keymgr.v1.AttachRequest.nack:type_name -> testudo.keymgr.v1.Nack
+	11, // 3: testudo.keymgr.v1.AttachRequest.acquire:type_name -> testudo.keymgr.v1.Acquire
+	13, // 4: testudo.keymgr.v1.AttachRequest.ike:type_name -> testudo.keymgr.v1.IkeDatagram
+	14, // 5: testudo.keymgr.v1.AttachRequest.expire:type_name -> testudo.keymgr.v1.Expire
+	15, // 6: testudo.keymgr.v1.AttachRequest.counters:type_name -> testudo.keymgr.v1.Counters
+	16, // 7: testudo.keymgr.v1.AttachRequest.lease_request:type_name -> testudo.keymgr.v1.LeaseRequest
 	3,  // 8: testudo.keymgr.v1.AttachRequest.addresses:type_name -> testudo.keymgr.v1.Addresses
-	5,  // 9: testudo.keymgr.v1.AttachResponse.apply:type_name -> testudo.keymgr.v1.Apply
-	12, // 10: testudo.keymgr.v1.AttachResponse.ike:type_name -> testudo.keymgr.v1.IkeDatagram
-	11, // 11: testudo.keymgr.v1.AttachResponse.acquire_failed:type_name -> testudo.keymgr.v1.AcquireFailed
-	4,  // 12: testudo.keymgr.v1.Hello.inventory:type_name -> testudo.keymgr.v1.InventoryItem
-	16, // 13: testudo.keymgr.v1.InventoryItem.direction:type_name -> testudo.ipsec.v1.Direction
-	6,  // 14: testudo.keymgr.v1.Apply.operations:type_name -> testudo.keymgr.v1.Operation
-	17, // 15: testudo.keymgr.v1.Operation.install:type_name -> testudo.ipsec.v1.SecurityAssociation
-	7,  // 16: testudo.keymgr.v1.Operation.grant:type_name -> testudo.keymgr.v1.Grant
-	18, // 17: testudo.keymgr.v1.Grant.lease:type_name -> testudo.ipsec.v1.Lease
-	19, // 18: testudo.keymgr.v1.Acquire.flow:type_name -> testudo.ipsec.v1.Flow
-	20, // 19: testudo.keymgr.v1.Counters.items:type_name -> testudo.ipsec.v1.SaCounters
-	0,  // 20: testudo.keymgr.v1.WorkerLink.Attach:input_type -> testudo.keymgr.v1.AttachRequest
-	1,  // 21: testudo.keymgr.v1.WorkerLink.Attach:output_type -> testudo.keymgr.v1.AttachResponse
-	21, // [21:22] is the sub-list for method output_type
-	20, // [20:21] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	4,  // 9: testudo.keymgr.v1.AttachRequest.peer_moved:type_name -> testudo.keymgr.v1.PeerMoved
+	6,  // 10: testudo.keymgr.v1.AttachResponse.apply:type_name -> testudo.keymgr.v1.Apply
+	13, // 11: testudo.keymgr.v1.AttachResponse.ike:type_name -> testudo.keymgr.v1.IkeDatagram
+	12, // 12: testudo.keymgr.v1.AttachResponse.acquire_failed:type_name -> testudo.keymgr.v1.AcquireFailed
+	5,  // 13: testudo.keymgr.v1.Hello.inventory:type_name -> testudo.keymgr.v1.InventoryItem
+	17, // 14: testudo.keymgr.v1.InventoryItem.direction:type_name -> testudo.ipsec.v1.Direction
+	7,  // 15: testudo.keymgr.v1.Apply.operations:type_name -> testudo.keymgr.v1.Operation
+	18, // 16: testudo.keymgr.v1.Operation.install:type_name -> testudo.ipsec.v1.SecurityAssociation
+	8,  // 17: testudo.keymgr.v1.Operation.grant:type_name -> testudo.keymgr.v1.Grant
+	19, // 18: testudo.keymgr.v1.Grant.lease:type_name -> testudo.ipsec.v1.Lease
+	20, // 19: testudo.keymgr.v1.Acquire.flow:type_name -> testudo.ipsec.v1.Flow
+	21, // 20: testudo.keymgr.v1.Counters.items:type_name -> testudo.ipsec.v1.SaCounters
+	0,  // 21: testudo.keymgr.v1.WorkerLink.Attach:input_type -> testudo.keymgr.v1.AttachRequest
+	1,  // 22: testudo.keymgr.v1.WorkerLink.Attach:output_type -> testudo.keymgr.v1.AttachResponse
+	22, // [22:23] is the sub-list for method output_type
+	21, // [21:22] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_testudo_keymgr_v1_worker_link_proto_init() }
@@ -1439,13 +1552,14 @@ func file_testudo_keymgr_v1_worker_link_proto_init() {
 		(*AttachRequest_Counters)(nil),
 		(*AttachRequest_LeaseRequest)(nil),
 		(*AttachRequest_Addresses)(nil),
+		(*AttachRequest_PeerMoved)(nil),
 	}
 	file_testudo_keymgr_v1_worker_link_proto_msgTypes[1].OneofWrappers = []any{
 		(*AttachResponse_Apply)(nil),
 		(*AttachResponse_Ike)(nil),
 		(*AttachResponse_AcquireFailed)(nil),
 	}
-	file_testudo_keymgr_v1_worker_link_proto_msgTypes[6].OneofWrappers = []any{
+	file_testudo_keymgr_v1_worker_link_proto_msgTypes[7].OneofWrappers = []any{
 		(*Operation_Install)(nil),
 		(*Operation_Remove)(nil),
 		(*Operation_Grant)(nil),
@@ -1456,7 +1570,7 @@ func file_testudo_keymgr_v1_worker_link_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_testudo_keymgr_v1_worker_link_proto_rawDesc), len(file_testudo_keymgr_v1_worker_link_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
