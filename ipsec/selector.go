@@ -185,6 +185,31 @@ func (s Selector) Covers(o Selector) bool {
 	return s.Local.Covers(o.Local) && s.Remote.Covers(o.Remote)
 }
 
+// Ports of IKE. ESP in UDP shares the second one (RFC 3948).
+const (
+	PortIKE  = 500
+	PortNATT = 4500
+)
+
+// MaxNesting is how many SAs may carry a packet one inside the other.
+const MaxNesting = 3
+
+// IPsec reports a selector for the packets of IPsec itself: ESP, AH, and IKE or ESP
+// in UDP from a port of IKE to the same. A rule with such a selector is also for what
+// this host's own SAs send: it nests one SA in another (RFC 4301 Appendix E).
+func (s Selector) IPsec() bool {
+	switch l, r := s.Local, s.Remote; l.Protocol {
+	case uint8(ProtocolESP), uint8(ProtocolAH):
+		return true
+	case protocolUDP:
+		return l.PortFirst == l.PortLast && r.PortFirst == l.PortFirst && r.PortLast == l.PortFirst &&
+			(l.PortFirst == PortIKE || l.PortFirst == PortNATT)
+	}
+	return false
+}
+
+const protocolUDP = 17
+
 func (s Selector) String() string { return s.Local.String() + " <-> " + s.Remote.String() }
 
 // Flow is the selector fields of one packet, seen from the host.

@@ -167,4 +167,8 @@ type Explanation struct {
 	Suite     string
 	Local     netip.Addr // outer addresses, when an SA would carry it
 	Remote    netip.Addr
+
+	// Around is what happens to what the SA sends, when a rule protects that once
+	// more; nil otherwise.
+	Around *Explanation
 }

@@ -15,7 +15,8 @@ import (
 // mode kept as it is.
 
 // authenticate puts AH into a packet or the segments of a train.
-func (w *outWorker) authenticate(o *outSA, b []byte, h *packet.Header, off *netio.Offload) {
+func (w *outWorker) authenticate(r *route, b []byte, h *packet.Header, off *netio.Offload) {
+	o := r.out
 	p := o.path.Load()
 	s := o.sealer(w.id).ah
 	t, why := newTrain(b, h, off, w.head[:])
@@ -36,7 +37,7 @@ func (w *outWorker) authenticate(o *outSA, b []byte, h *packet.Header, off *neti
 		m.FlowLabel = p.flowLabel(b)
 		add = p.outer.Len() + s.HeaderLen(outerVersion(p))
 	}
-	if known := p.known(w.now); known != 0 && p.tooBigFor(t.largest(), known-add, packet.DF(b) && !w.whole) {
+	if known := w.outerMTU(r, p); known != 0 && p.tooBigFor(t.largest(), known-add, packet.DF(b) && !w.whole) {
 		w.tooBig(b, h, known-add)
 		return
 	}

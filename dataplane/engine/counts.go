@@ -83,7 +83,10 @@ func installed(sa *sad.SA, sel *spd.Selectors, p *path, c ipsec.SACounters) back
 
 // Explain implements backend.Backend.
 func (e *Engine) Explain(f ipsec.Flow, d ipsec.Direction) backend.Explanation {
-	s := e.state.Load()
+	return e.explain(e.state.Load(), f, d)
+}
+
+func (e *Engine) explain(s *state, f ipsec.Flow, d ipsec.Direction) backend.Explanation {
 	r := e.outw[0].explain(s, f, d)
 	x := backend.Explanation{Flow: f, Direction: d, Action: r.verdict.Action, Why: r.why.String()}
 	if r.verdict.Rule >= 0 {
@@ -94,6 +97,8 @@ func (e *Engine) Explain(f ipsec.Flow, d ipsec.Direction) backend.Explanation {
 		x.Detail = "no rule matches; the policy's default action decides"
 	case r.verdict.Action != ipsec.ActionSecure:
 		x.Detail = "rule " + x.Rule + " decides"
+	case r.why == packet.WhyNesting:
+		x.Detail = "rule " + x.Rule + " secures it, and what its SA sends has to be protected once more, which cannot be: the rules lead in a circle or too deep, or ESP travels in UDP or TCP that they do not cover"
 	case r.out == nil && d == ipsec.Outbound:
 		x.Detail = "rule " + x.Rule + " secures it and no SA carries it: the packet waits and the key manager is asked for one"
 	case d == ipsec.Inbound && r.why == packet.WhyClear:
@@ -106,6 +111,10 @@ func (e *Engine) Explain(f ipsec.Flow, d ipsec.Direction) backend.Explanation {
 		x.SA, x.SPI, x.Mode, x.Suite = sa.ID, sa.SPI, sa.Mode, sa.Suite().String()
 		x.Local, x.Remote = p.local.Addr(), p.remote.Addr()
 		x.Detail = "rule " + x.Rule + " secures it with " + sa.ID.String()
+		if f := sends(p, sa.Protocol); s.around(f, d) != spd.NoRule {
+			around := e.explain(s, f, d)
+			x.Around = &around
+		}
 	}
 	return x
 }

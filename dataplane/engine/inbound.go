@@ -253,6 +253,9 @@ func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 	case why != packet.WhyOK:
 		return why
 	}
+	if s := w.e.state.Load(); s.table.Nests && s.misplaced(in, &p.h, p.head) {
+		return packet.WhyInner
+	}
 	if in.SA().Mode == ipsec.ModeTunnel {
 		if why := packet.DecapECN(p.head, tos); why != packet.WhyOK {
 			return why

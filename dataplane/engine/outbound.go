@@ -27,6 +27,7 @@ type route struct {
 	verdict spd.Verdict
 	why     packet.Why
 	out     *outSA
+	nested  bool // what out sends comes back through the TUN, for the SA around it
 }
 
 // carriesFragments reports whether fragments of the flow travel as they are.
@@ -146,7 +147,7 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 	}
 	switch {
 	case r.out != nil:
-		w.protect(r.out, b, h, &o)
+		w.protect(r, b, h, &o)
 	case r.why != packet.WhyOK:
 		w.counts.add(r.why, 1)
 	case r.verdict.Action == ipsec.ActionPermit:
@@ -170,21 +171,16 @@ func sizes(b []byte, h *packet.Header, o *netio.Offload) (packets, octets int) {
 	return packets, len(b) + (packets-1)*head
 }
 
-// route decides about a flow: the verdict, and for secure the SA of the rule that
-// may be used, covers the packet and suits this worker best; of those the newest.
+// route decides about a flow: the verdict, and for secure the SA that carries it.
 func (w *outWorker) route(s *state, k *spd.Key) route {
 	v := s.table.Lookup(k)
 	r := route{verdict: v, why: v.Why}
 	if v.Action != ipsec.ActionSecure {
 		return r
 	}
-	best := unsuited
-	for _, o := range *s.outs.of(int(v.Rule)) {
-		if o.Usable(w.now) != packet.WhyOK || o.sel.Check(k) != packet.WhyOK {
-			continue
-		}
-		if suits := w.suits(o); suits < best {
-			r.out, best = o, suits
+	if r.out = w.carrier(s, v.Rule, k); r.out != nil && s.table.Nests {
+		if r.nested, r.why = w.nests(s, r.out); r.why != packet.WhyOK {
+			r.out = nil
 		}
 	}
 	return r
@@ -225,9 +221,10 @@ func (w *outWorker) acquire(s *state, r *route, b []byte, h *packet.Header, o ne
 }
 
 // protect seals a packet or the segments of a train.
-func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Offload) {
+func (w *outWorker) protect(r *route, b []byte, h *packet.Header, off *netio.Offload) {
+	o := r.out
 	if o.SA().Protocol == ipsec.ProtocolAH {
-		w.authenticate(o, b, h, off)
+		w.authenticate(r, b, h, off)
 		return
 	}
 	p := o.path.Load()
@@ -240,7 +237,7 @@ func (w *outWorker) protect(o *outSA, b []byte, h *packet.Header, off *netio.Off
 		w.counts.add(why, uint64(max(t.count, 1)))
 		return
 	}
-	if mtu := o.innerMTU(p, s, o.SA().Mode, w.now); p.tooBigFor(t.largest(), mtu, packet.DF(b) && !w.whole) {
+	if mtu := o.innerMTU(p, s, o.SA().Mode, w.outerMTU(r, p)); p.tooBigFor(t.largest(), mtu, packet.DF(b) && !w.whole) {
 		w.tooBig(b, h, mtu)
 		return
 	}
@@ -340,9 +337,24 @@ func (w *outWorker) flush() {
 	w.used = 0
 }
 
+// outerMTU is the largest packet that may leave on a path, 0 when no limit is known
+// beyond the TUN's own.
+func (w *outWorker) outerMTU(r *route, p *path) int {
+	m := p.known(w.now)
+	if r.nested {
+		if tun := int(w.e.mtu.Load()); m == 0 || tun < m {
+			return tun
+		}
+	}
+	return m
+}
+
 // tooBig tells the sender of a packet how much fits (RFC 4301 §8.2).
 func (w *outWorker) tooBig(b []byte, h *packet.Header, mtu int) {
 	w.counts.add(packet.WhyTooBig, 1)
+	if w.tellInner(b, h, mtu) {
+		return
+	}
 	// The packet's own destination is the one address that is sure to be
 	// routable from the sender and to pass its checks.
 	n, why := packet.PutTooBig(w.icmp[:], b, h, h.Dst(b), mtu)

@@ -88,10 +88,9 @@ func (p *path) known(now int64) int {
 	return int(l & 65535)
 }
 
-// innerMTU is the largest packet that fits through the path once sealed; 0 when
-// no limit is known beyond the TUN's own.
-func (o *outSA) innerMTU(p *path, s *esp.Sealer, mode ipsec.Mode, now int64) int {
-	m := p.known(now)
+// innerMTU is the largest packet that fits into m octets once sealed; 0 when no limit
+// is known beyond the TUN's own.
+func (o *outSA) innerMTU(p *path, s *esp.Sealer, mode ipsec.Mode, m int) int {
 	if m == 0 || p.encap != nil && p.encap.TCP { // a stream cuts as it likes
 		return 0
 	}

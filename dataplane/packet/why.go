@@ -69,6 +69,7 @@ const (
 	WhyQueueFull    // the queue of waiting packets is full
 	WhyAcquireFail  // the negotiation failed
 	WhyQueueExpired // waited too long
+	WhyNesting      // a rule wants what its SA sends protected once more, and that cannot be
 
 	// The edges.
 	WhyRead
@@ -128,6 +129,7 @@ var whyNames = [NumWhys]string{
 	WhyQueueFull:     "queue-full",
 	WhyAcquireFail:   "acquire-failed",
 	WhyQueueExpired:  "queue-expired",
+	WhyNesting:       "cannot-nest",
 	WhyRead:          "read-error",
 	WhyPanic:         "panic",
 	WhyWrite:         "write-error",

@@ -25,6 +25,10 @@ type Table struct {
 	Rules      []ipsec.Rule
 	Default    ipsec.Action
 
+	// Nests says that some rule protects packets of IPsec: what an SA sends may have
+	// to go through another one.
+	Nests bool
+
 	trees [8]*tree // by the direction, family and ports flags of a key
 	boxes []box
 }
@@ -46,6 +50,7 @@ func Compile(rules []ipsec.Rule, fallback ipsec.Action) (*Table, error) {
 				rules[i].Name, rules[i].Weight, rules[i-1].Name, rules[i-1].Weight)
 		}
 		t.boxes[i] = boxOf(rules[i].Selector)
+		t.Nests = t.Nests || t.protectsIPsec(int32(i))
 	}
 	wide := make([]box, len(t.boxes))
 	for i, b := range t.boxes {
@@ -138,6 +143,21 @@ func (t *Table) Lookup(k *Key) Verdict {
 		return Verdict{ipsec.ActionBlock, packet.WhyNoRule, NoRule}
 	}
 	return Verdict{ipsec.ActionPermit, packet.WhyOK, NoRule}
+}
+
+// Around is the rule that protects a packet of IPsec once more, or NoRule.
+func (t *Table) Around(k *Key) int32 {
+	if t.Nests {
+		if v := t.Lookup(k); v.Rule >= 0 && t.protectsIPsec(v.Rule) {
+			return v.Rule
+		}
+	}
+	return NoRule
+}
+
+func (t *Table) protectsIPsec(rule int32) bool {
+	r := &t.Rules[rule]
+	return r.Action == ipsec.ActionSecure && r.Selector.IPsec()
 }
 
 func (t *Table) verdict(m int32) Verdict {

@@ -83,7 +83,7 @@ func (b *builder) view(j job, local, remote model.Endpoint, localPorts, remotePo
 				name += "[" + l.String() + "]"
 			}
 			rule := ipsec.Rule{
-				Name: name + mark + t.String(), Policy: b.policy.Name, Weight: Weight(TierPolicy, s, d),
+				Name: name + mark + t.String(), Policy: b.policy.Name, Weight: Weight(TierOf(s), s, d),
 				Direction: d, Selector: s, Action: j.action.Action,
 			}
 			if j.action.Action == ipsec.ActionSecure {

@@ -146,6 +146,7 @@ func (c *Compiler) node(n *model.Node, errs *mistakes) Compiled {
 		return cmp.Or(cmp.Compare(y.rule.Weight, x.rule.Weight), cmp.Compare(x.rule.Name, y.rule.Name))
 	})
 	b.conflicts()
+	b.nesting()
 
 	out.Policy.Default, out.Policy.FailClosed = p.Default, p.FailClosed
 	out.Policy.Rules = make([]ipsec.Rule, len(b.rules))

@@ -32,7 +32,7 @@ func (b *builder) permit(what string, s ipsec.Selector) {
 		name += "/v6"
 	}
 	b.rules = append(b.rules, built{
-		ipsec.Rule{Name: name, Policy: b.policy.Name, Weight: Weight(TierExempt, s, ipsec.Both), Direction: ipsec.Both, Selector: s, Action: ipsec.ActionPermit},
+		ipsec.Rule{Name: name, Policy: b.policy.Name, Weight: Weight(TierIPsec, s, ipsec.Both), Direction: ipsec.Both, Selector: s, Action: ipsec.ActionPermit},
 		Origin{Rule: b.policy.Pos, Filter: b.policy.Pos, Exempt: true},
 	})
 }

@@ -65,7 +65,7 @@ func TestWeightFollowsCovering(t *testing.T) {
 				t.Fatalf("%s, inside %s and %s, weighs less than one of them", in, x, y)
 			}
 		}
-		if compile.Weight(compile.TierExempt, x, ipsec.Both) <= compile.Weight(compile.TierPolicy, y, d) {
+		if compile.Weight(compile.TierIPsec, x, ipsec.Both) <= compile.Weight(compile.TierPolicy, y, d) {
 			t.Fatal("an exemption weighs no more than a rule of the policy")
 		}
 	})

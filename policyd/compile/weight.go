@@ -12,8 +12,18 @@ type Tier uint8
 
 const (
 	TierPolicy Tier = 8
-	TierExempt Tier = 15
+	TierIPsec  Tier = 15 // exemptions, and rules for the packets of IPsec itself
 )
+
+// TierOf is the tier of a rule of a policy. Rules for ESP, AH and IKE come before
+// those for any protocol: else a host's rule for all traffic would protect the ESP
+// that it makes, and not the one that nests it.
+func TierOf(s ipsec.Selector) Tier {
+	if s.IPsec() {
+		return TierIPsec
+	}
+	return TierPolicy
+}
 
 // Weight says how specific a rule is; of the rules that match a packet the
 // heaviest decides. From the high bits down:

@@ -221,7 +221,7 @@ func readSecurity(v value, legacy *[]legacyUse) (p ipsec.Proposal, ok bool) {
 	)
 	switch {
 	case esp != nil && ah != nil:
-		v.fail("esp and ah in one security method, one around the other, is not enforced yet; want one of them, or a list of two methods to choose from")
+		v.fail("got esp and ah in one security method; want one of them, or a list of two methods to choose from. AH around ESP is two SAs, so it takes a second rule, whose filter says protocol: esp and whose action says ah")
 	case esp != nil:
 		return readSuiteOf(*esp, ipsec.ProtocolESP, ipsec.UseESP, legacy)
 	case ah != nil:

@@ -3,6 +3,7 @@ package userspace
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -52,6 +53,7 @@ type saSpec struct {
 	NoESN         bool
 	Selector      ipsec.Selector
 	Resource      uint32
+	Rule          string // "" for secure
 }
 
 func (s saSpec) sa() (*ipsec.SA, error) {
@@ -74,7 +76,7 @@ func (s saSpec) sa() (*ipsec.SA, error) {
 		Local: s.Local, Remote: s.Remote, Suite: suite,
 		EncrKey:      ipsec.NewSecret(keyOctets(s.SPI, a.KeyLen+a.SaltLen)),
 		Selectors:    []ipsec.Selector{s.Selector},
-		ReplayWindow: 4096, Rule: "secure", Peer: "peer", Child: uint64(s.ID), Resource: s.Resource,
+		ReplayWindow: 4096, Rule: cmp.Or(s.Rule, "secure"), Peer: "peer", Child: uint64(s.ID), Resource: s.Resource,
 	}
 	if i := p.OfType(ipsec.TransformINTEG); len(i) > 0 {
 		suite.Integ = i[0]

@@ -125,6 +125,16 @@ func prefixMask(p netip.Prefix) []byte {
 	return b
 }
 
+// espInUDP matches what arrives in UDP of the ESP that a selector covers: a rule that
+// wants ESP protected once more wants that too. IKE on that port has zeros where ESP
+// has its SPI (RFC 3948 §2.2).
+func espInUDP(s ipsec.Selector, port uint16) []expr.Any {
+	s.Local.Protocol, s.Remote.Protocol = unix.IPPROTO_UDP, unix.IPPROTO_UDP
+	return append(addresses(s, inward), append(dport(port),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: 4},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0, 0, 0}})...)
+}
+
 // ports matches both port ranges; for ICMP they are type and code, which stand
 // once in the packet.
 func ports(s ipsec.Selector, w way, proto byte) []expr.Any {

@@ -40,6 +40,23 @@ func underlayMTU(addresses []netip.Addr) (int, error) {
 	return mtu, nil
 }
 
+// mtus are the sizes of a policy.
+type mtus struct {
+	device int // of the TUN: what each SA carries alone
+	nested int // what those carry whose packets go through the TUN once more
+}
+
+// mtusOf works them out. An SA inside another one has no more room than the TUN.
+func mtusOf(p *ipsec.NodePolicy, underlay int) mtus {
+	m := innerMTU(p, underlay)
+	for i := range p.Rules {
+		if r := &p.Rules[i]; r.Action == ipsec.ActionSecure && r.Selector.IPsec() {
+			return mtus{m, innerMTU(p, m)}
+		}
+	}
+	return mtus{m, m}
+}
+
 // innerMTU is the largest packet that any secure rule's worst suite carries
 // without outer fragments: in UDP, because a NAT may be met at any time, and
 // over IPv6 when a peer has such an address.

@@ -131,10 +131,16 @@ func startChild(t testing.TB, role string, prefix []string, args ...string) *chi
 	if err != nil {
 		t.Fatal(err)
 	}
-	argv := append(append(prefix, self), args...)
+	return startCommand(t, role, append(append(prefix, self), args...)...)
+}
+
+// startCommand starts any program that answers as a child does.
+func startCommand(t testing.TB, role string, argv ...string) *child {
+	t.Helper()
 	c := &child{t: t, cmd: exec.Command(argv[0], argv[1:]...), log: &bytes.Buffer{}}
 	c.cmd.Env = append(os.Environ(), roleVariable+"="+role)
 	c.cmd.Stderr = c.log
+	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

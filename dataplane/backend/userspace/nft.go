@@ -53,7 +53,7 @@ func (r *ruleset) open() (err error) {
 }
 
 // applyRuleset makes the table say what the policy says.
-func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
+func applyRuleset(c *Config, p *ipsec.NodePolicy, sizes mtus) error {
 	r, err := newRuleset(c)
 	if err != nil {
 		return err
@@ -70,7 +70,7 @@ func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
 	}
 	out, in := r.rules(p, outward), r.rules(p, inward)
 	r.flush()
-	r.base(p, out, in, mtu)
+	r.base(p, out, in, sizes)
 	r.flush()
 	if r.err == nil {
 		gracePeriod() // packets may still be in the old chains
@@ -95,7 +95,7 @@ func applyRuleset(c *Config, p *ipsec.NodePolicy, mtu int) error {
 }
 
 // base fills the base chains.
-func (r *ruleset) base(p *ipsec.NodePolicy, out, in [2]*nftables.Chain, mtu int) {
+func (r *ruleset) base(p *ipsec.NodePolicy, out, in chains, sizes mtus) {
 	hooks := []struct {
 		name string
 		kind nftables.ChainType
@@ -104,11 +104,11 @@ func (r *ruleset) base(p *ipsec.NodePolicy, out, in [2]*nftables.Chain, mtu int)
 		fill func(*nftables.Chain)
 	}{
 		{"output", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.output(c, p, out) }},
-		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.prerouting(c, out, mtu) }},
+		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.prerouting(c, out, sizes) }},
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.input(c, p, in) }},
 		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.forward(c, p, out, in) }},
 		{"relay", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityRef(*nftables.ChainPriorityFilter + 1), r.relay},
-		{"postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.clamp(c, oif(r.c.Device), mtu) }},
+		{"postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.clamp(c, oif(r.c.Device), sizes) }},
 	}
 	pass := nftables.ChainPolicyAccept
 	for _, h := range hooks {
@@ -119,33 +119,37 @@ func (r *ruleset) base(p *ipsec.NodePolicy, out, in [2]*nftables.Chain, mtu int)
 	}
 }
 
-// output marks what this host sends and a secure rule covers.
-func (r *ruleset) output(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftables.Chain) {
+// output marks what this host sends and a secure rule covers. What the worker sends
+// is exempt, unless a rule for packets of IPsec nests it.
+func (r *ruleset) output(c *nftables.Chain, p *ipsec.NodePolicy, rules chains) {
+	r.jump(c, rules.ipsec)
 	r.add(c, hasMark(r.c.OwnMark), accept())
 	r.add(c, oif("lo"), accept())
 	r.exemptAlways(c)
 	r.add(c, clearMark(r.c.Mark))
-	r.jump(c, rules)
+	r.jump(c, rules.others)
 	r.fallback(c, p)
 }
 
 // prerouting marks what this host forwards and a secure rule covers, so that it
 // is routed into the TUN. What comes out of the TUN gets the mark for the
 // reverse path check only; the ip rules see to that.
-func (r *ruleset) prerouting(c *nftables.Chain, rules [2]*nftables.Chain, mtu int) {
-	r.clamp(c, iif(r.c.Device), mtu)
+func (r *ruleset) prerouting(c *nftables.Chain, rules chains, sizes mtus) {
+	r.clamp(c, iif(r.c.Device), sizes)
 	r.add(c, iif(r.c.Device), setMark(r.c.Mark), accept())
 	r.add(c, clearMark(r.c.Mark))
 	r.add(c, iif("lo"), accept())
 	r.add(c, toThisHost(), accept())
+	r.jump(c, rules.ipsec)
 	r.exemptAlways(c)
-	r.jump(c, rules)
+	r.jump(c, rules.others)
 }
 
 // input drops what arrives in clear and should not have.
-func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftables.Chain) {
+func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules chains) {
 	r.add(c, iif(r.c.Device), clearMark(r.c.Mark), accept())
 	r.add(c, iif("lo"), accept())
+	r.jump(c, rules.ipsec)
 	r.exemptAlways(c)
 	for _, port := range []uint16{r.c.IKEPort, r.c.NATTPort} {
 		r.add(c, l4proto(unix.IPPROTO_UDP), dport(port), accept())
@@ -160,22 +164,23 @@ func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules [2]*nftabl
 	// fragment has the ports and is judged by them; without it the others never
 	// become a packet (RFC 8200 §4.5).
 	r.add(c, nfproto(unix.NFPROTO_IPV6), laterFragment(false), accept())
-	r.jump(c, rules)
+	r.jump(c, rules.others)
 	r.fallback(c, p)
 }
 
 // forward does the same for what passes through: clear packets towards what
 // this host protects, and packets that a block rule covers either way.
-func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy, out, in [2]*nftables.Chain) {
+func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy, out, in chains) {
 	r.add(c, iif(r.c.Device), clearMark(r.c.Mark))
 	r.add(c, oif(r.c.Device), accept())
-	for i, p := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
-		r.add(c, iif(r.c.Device), nfproto(p), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: out[i].Name}})
-	}
+	r.jump(c, out.ipsec, iif(r.c.Device)...)
+	r.jump(c, out.others, iif(r.c.Device)...)
 	r.add(c, iif(r.c.Device), accept())
+	r.jump(c, in.ipsec)
+	r.jump(c, out.ipsec)
 	r.exemptAlways(c)
-	r.jump(c, in)
-	r.jump(c, out)
+	r.jump(c, in.others)
+	r.jump(c, out.others)
 	r.fallback(c, p)
 }
 
@@ -186,10 +191,13 @@ func (r *ruleset) relay(c *nftables.Chain) {
 	r.add(c, iif(r.c.Device), hasMark(r.c.Mark), count(counterBlockedOut), drop())
 }
 
-// jump leads to the rules of both families; a packet that none decides returns.
-func (r *ruleset) jump(c *nftables.Chain, rules [2]*nftables.Chain) {
+// jump leads what matches to the rules of both families; a packet that none decides
+// returns.
+func (r *ruleset) jump(c *nftables.Chain, rules [2]*nftables.Chain, match ...expr.Any) {
 	for i, p := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
-		r.add(c, nfproto(p), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: rules[i].Name}})
+		if rules[i] != nil {
+			r.add(c, match, nfproto(p), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: rules[i].Name}})
+		}
 	}
 }
 
@@ -201,9 +209,9 @@ func (r *ruleset) fallback(c *nftables.Chain, p *ipsec.NodePolicy) {
 }
 
 // clamp keeps TCP below the MTU of the TUN from the start.
-func (r *ruleset) clamp(c *nftables.Chain, device []expr.Any, mtu int) {
-	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV4)), clampMSS(mtu-40))
-	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV6)), clampMSS(mtu-60))
+func (r *ruleset) clamp(c *nftables.Chain, device []expr.Any, sizes mtus) {
+	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV4)), clampMSS(sizes.nested-40))
+	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV6)), clampMSS(sizes.nested-60))
 }
 
 // removeRuleset deletes the table; it need not exist.
@@ -244,8 +252,8 @@ func rulesetCounters(c *Config) (map[string]uint64, error) {
 	return out, nil
 }
 
-// exemptAlways passes what IPsec itself and the link below it run on: ESP, AH,
-// and ICMPv6 neighbour and listener discovery (RFC 4301 §4.4.1 has the reason:
+// exemptAlways passes what IPsec itself and the link below it run on: ESP and AH
+// for which there is no rule, and ICMPv6 neighbour and listener discovery (RFC 4301 §4.4.1 has the reason:
 // what must work before any SA exists needs a BYPASS entry).
 func (r *ruleset) exemptAlways(c *nftables.Chain) {
 	r.add(c, l4proto(unix.IPPROTO_ESP), accept())

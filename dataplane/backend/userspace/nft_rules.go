@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
@@ -16,25 +17,35 @@ import (
 // chain a further number.
 const versionPrefix = "rules_"
 
-// rules writes the rules of a policy as seen by packets of one way: a chain for
-// IPv4 and one for IPv6.
-func (r *ruleset) rules(p *ipsec.NodePolicy, w way) [2]*nftables.Chain {
+// chains are the rules of a policy as seen by packets of one way, for IPv4 and for
+// IPv6: those for packets of IPsec, which are not exempt then, and the others. The
+// former are nil where there are none.
+type chains struct{ ipsec, others [2]*nftables.Chain }
+
+// rules writes the rules of a policy as seen by packets of one way.
+func (r *ruleset) rules(p *ipsec.NodePolicy, w way) (c chains) {
 	dir, name := ipsec.Outbound, "out"
 	if w == inward {
 		dir, name = ipsec.Inbound, "in"
 	}
-	var chains [2]*nftables.Chain
 	for i, v4 := range []bool{true, false} {
-		var list []*ipsec.Rule
+		var own, others []*ipsec.Rule
 		for j := range p.Rules {
-			if x := &p.Rules[j]; x.Direction&dir != 0 && x.Selector.Local.First.Unmap().Is4() == v4 {
-				list = append(list, x)
+			switch x := &p.Rules[j]; {
+			case x.Direction&dir == 0 || x.Selector.Local.First.Unmap().Is4() != v4:
+			case x.Selector.IPsec():
+				own = append(own, x)
+			default:
+				others = append(others, x)
 			}
 		}
-		family := []string{"4", "6"}[i]
-		chains[i] = r.ruleChain(versionPrefix+r.version+"_"+name+family, list, w, v4)
+		name := versionPrefix + r.version + "_" + name + []string{"4", "6"}[i]
+		if len(own) > 0 {
+			c.ipsec[i] = r.ruleChain(name+"_ipsec", own, w, v4)
+		}
+		c.others[i] = r.ruleChain(name, others, w, v4)
 	}
-	return chains
+	return c
 }
 
 // ruleChain writes a list of rules. A long one is dispatched by the remote
@@ -136,6 +147,9 @@ func (r *ruleset) rule(c *nftables.Chain, x *ipsec.Rule, w way) {
 	do, fragments := r.action(x, w)
 	for _, m := range matches(x.Selector, w) {
 		r.add(c, m, do)
+	}
+	if x.Action == ipsec.ActionSecure && w == inward && x.Selector.Local.Protocol == unix.IPPROTO_ESP {
+		r.add(c, espInUDP(x.Selector, r.c.NATTPort), do)
 	}
 	if fragments == nil {
 		return

@@ -274,7 +274,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 			return fmt.Errorf("policy %s: %w", p.Version, err)
 		}
 	}
-	mtu := innerMTU(p, underlay)
+	sizes := mtusOf(p, underlay)
 	start := time.Now()
 	listened := b.policy != nil && usesTCP(b.policy)
 	if err := b.listen(usesTCP(p)); err != nil {
@@ -284,10 +284,10 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	if err := b.Engine.SetPolicy(ctx, p); err != nil {
 		return errors.Join(err, b.listen(listened))
 	}
-	err := netlink.LinkSetMTU(b.link, mtu)
-	b.Engine.SetMTU(mtu)
+	err := netlink.LinkSetMTU(b.link, sizes.device)
+	b.Engine.SetMTU(sizes.device)
 	if err == nil {
-		err = applyRuleset(&b.cfg, p, mtu)
+		err = applyRuleset(&b.cfg, p, sizes)
 	}
 	if err != nil {
 		err = fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, err)
@@ -298,7 +298,7 @@ func (b *Backend) SetPolicy(ctx context.Context, p *ipsec.NodePolicy) error {
 	}
 	b.policy = p
 	b.warnForwarding(p)
-	b.cfg.Log.Info("policy in force", "revision", p.Version.String(), "rules", len(p.Rules), "mtu", mtu, "took", time.Since(start).Round(time.Millisecond))
+	b.cfg.Log.Info("policy in force", "revision", p.Version.String(), "rules", len(p.Rules), "mtu", sizes.device, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
@@ -413,7 +413,7 @@ func Block(cfg Config, p *ipsec.NodePolicy) error {
 	// The blackhole is there before anything is marked for it.
 	err := addBlackholes(&cfg)
 	if err == nil {
-		err = applyRuleset(&cfg, p, innerMTU(p, underlay))
+		err = applyRuleset(&cfg, p, mtusOf(p, underlay))
 	}
 	if err != nil {
 		return fmt.Errorf("block: %w", err)

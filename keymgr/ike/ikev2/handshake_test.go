@@ -316,6 +316,28 @@ func TestNarrowing(t *testing.T) {
 	}
 }
 
+// A rule for ESP comes before one for everything, and both overlap what either end
+// proposes: without a packet to tell, a request is for the rule that covers it whole.
+func TestARequestIsForTheRuleThatCoversIt(t *testing.T) {
+	for _, rule := range []string{"rule", "esp"} {
+		t.Run(rule, func(t *testing.T) {
+			n, web, db := iketest.Pair(t, 1, nil)
+			for _, h := range []*iketest.Host{web, db} {
+				outer := h.Policy.Rules[0]
+				outer.Name = "esp"
+				outer.Selector.Local.Protocol, outer.Selector.Remote.Protocol = 50, 50
+				h.Policy.Rules = slices.Insert(h.Policy.Rules, 0, outer)
+			}
+			web.Connect(rule, nil)
+			n.Run(time.Second)
+			mustBeUp(t, n, web, db)
+			if got := db.SAs[0]; got.Rule != rule {
+				t.Errorf("db has an SA of rule %s for %s, want rule %s", got.Rule, got.Selectors, rule)
+			}
+		})
+	}
+}
+
 // RFC 7296 §1.3.1: USE_TRANSPORT_MODE is agreed or refused; "if this is
 // unacceptable to the initiator, the initiator MUST delete the SA".
 func TestTransportMode(t *testing.T) {

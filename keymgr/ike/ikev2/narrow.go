@@ -122,7 +122,9 @@ func substitute(ts []ipsec.TrafficSelector, a netip.Addr) []ipsec.TrafficSelecto
 
 // answerRule finds the rule that a CHILD SA request is for, as the responder:
 // the first by weight that the initiator's first pair of selectors (the packet)
-// falls into, else the first that any pair does. With only set, no other rule
+// falls into, else the first that any pair does. A single pair is no packet but what
+// the initiator's rule says: then one that covers all of it comes first, or a request
+// for all protocols would be answered by a rule for one of them. With only set, no other rule
 // counts: a rekey stays with its rule.
 func (m *Machine) answerRule(msg *message, only string) (r ipsec.Rule, local, remote []ipsec.TrafficSelector, ok bool) {
 	tsr, tsi := msg.tsr.Selectors, msg.tsi.Selectors
@@ -147,6 +149,13 @@ func (m *Machine) answerRule(msg *message, only string) (r ipsec.Rule, local, re
 }
 
 func (m *Machine) searchRules(tsl, tsr []ipsec.TrafficSelector, only string, mode ipsec.Mode) (ipsec.Rule, []ipsec.TrafficSelector, []ipsec.TrafficSelector, bool) {
+	if len(tsl) == 1 && len(tsr) == 1 {
+		for r := range m.policy.RulesOf(m.peer.Name) {
+			if r.Template != nil && r.Template.Mode == mode && (only == "" || r.Name == only) && r.Selector.Local.Covers(tsl[0]) && r.Selector.Remote.Covers(tsr[0]) {
+				return *r, tsl, tsr, true
+			}
+		}
+	}
 	for _, count := range []int{1, wire.MaxSelectors} {
 		for r := range m.policy.RulesOf(m.peer.Name) {
 			if r.Template == nil || r.Template.Mode != mode || only != "" && r.Name != only {

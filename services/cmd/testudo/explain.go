@@ -24,6 +24,9 @@ type explanation struct {
 	SA         *explainedSA `json:"sa,omitempty"`
 	Failure    string       `json:"failure,omitempty"`
 	KeymgrErr  string       `json:"keymgrError,omitempty"`
+	Around     *explanation `json:"around,omitempty"` // of what the SA sends, when a rule protects it once more
+
+	flow ipsec.Flow
 }
 
 type explainedSA struct {
@@ -49,11 +52,11 @@ func (c *cli) explainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := c.explain(cmd, node, f)
+			v, err := c.explain(cmd, node, f, 1)
 			if err != nil {
 				return err
 			}
-			return c.print(cmd.OutOrStdout(), v, func(t *table) { v.write(t, f) })
+			return c.print(cmd.OutOrStdout(), v, v.write)
 		},
 	}
 	cmd.Flags().StringVar(&node, "node", "", "look from this node (default: the node that has the source address)")
@@ -98,7 +101,7 @@ func parseFlow(args []string, sport uint16) (f ipsec.Flow, err error) {
 	return f, nil
 }
 
-func (c *cli) explain(cmd *cobra.Command, node string, f ipsec.Flow) (*explanation, error) {
+func (c *cli) explain(cmd *cobra.Command, node string, f ipsec.Flow, depth int) (*explanation, error) {
 	pc, err := c.policy()
 	if err != nil {
 		return nil, err
@@ -107,7 +110,7 @@ func (c *cli) explain(cmd *cobra.Command, node string, f ipsec.Flow) (*explanati
 	if err != nil {
 		return nil, err
 	}
-	v := &explanation{Node: r.GetNode(), Action: action(r.GetAction()), Why: r.GetWhy(), PassedOver: r.GetPassedOver(), Revision: r.GetVersion().GetRevision()}
+	v := &explanation{flow: f, Node: r.GetNode(), Action: action(r.GetAction()), Why: r.GetWhy(), PassedOver: r.GetPassedOver(), Revision: r.GetVersion().GetRevision()}
 	if r.GetRule() == nil {
 		return v, nil
 	}
@@ -132,6 +135,9 @@ func (c *cli) explain(cmd *cobra.Command, node string, f ipsec.Flow) (*explanati
 	for _, ike := range sas.GetIkeSas() {
 		for _, ch := range ike.GetChildren() {
 			if ch.GetRule() == rv.Name {
+				if v.Around, err = c.around(cmd, v.Node, ike, ch, depth); err != nil {
+					return nil, err
+				}
 				v.SA = &explainedSA{
 					Peer: ike.GetPeer(), State: ike.GetState(), Child: ch.GetId(), Suite: ch.GetSuite(),
 					SPIIn: ipsec.SPI(ch.GetSpiIn()).String(), SPIOut: ipsec.SPI(ch.GetSpiOut()).String(),
@@ -149,8 +155,38 @@ func (c *cli) explain(cmd *cobra.Command, node string, f ipsec.Flow) (*explanati
 	return v, nil
 }
 
-func (v *explanation) write(t *table, f ipsec.Flow) {
-	t.line("%s", f)
+// around explains what an SA sends, when a rule for packets of IPsec protects it once
+// more; nil when none does.
+func (c *cli) around(cmd *cobra.Command, node string, ike *keymgrv1.IkeSa, ch *keymgrv1.ChildSa, depth int) (*explanation, error) {
+	local, err := netip.ParseAddrPort(ike.GetLocal())
+	if err != nil {
+		return nil, fmt.Errorf("address of IKE SA %016x: %w", ike.GetLocalSpi(), err)
+	}
+	remote, err := netip.ParseAddrPort(ike.GetRemote())
+	if err != nil {
+		return nil, fmt.Errorf("peer's address of IKE SA %016x: %w", ike.GetLocalSpi(), err)
+	}
+	f := ipsec.Flow{Local: local.Addr(), Remote: remote.Addr(), Protocol: uint8(ch.GetProtocol())}
+	if ch.GetEncap() {
+		f.Protocol, f.LocalPort, f.RemotePort = 17, local.Port(), remote.Port()
+	}
+	pc, err := c.policy()
+	if err != nil {
+		return nil, err
+	}
+	r, err := pc.Explain(cmd.Context(), &policyv1.ExplainRequest{Node: node, Flow: convert.ToFlow(f)})
+	if err != nil || r.GetRule() == nil {
+		return nil, err
+	}
+	rule, err := convert.FromRule(r.GetRule())
+	if err != nil || depth == ipsec.MaxNesting || rule.Action != ipsec.ActionSecure || !rule.Selector.IPsec() {
+		return nil, err
+	}
+	return c.explain(cmd, node, f, depth+1)
+}
+
+func (v *explanation) write(t *table) {
+	t.line("%s", v.flow)
 	t.line("node      %s, policy revision %d", v.Node, v.Revision)
 	t.line("action    %s", v.Action)
 	t.line("why       %s", v.Why)
@@ -172,5 +208,9 @@ func (v *explanation) write(t *table, f ipsec.Flow) {
 	}
 	for _, p := range v.PassedOver {
 		t.line("passed    %s", p)
+	}
+	if v.Around != nil {
+		t.line("around it")
+		v.Around.write(t)
 	}
 }

@@ -79,18 +79,41 @@ func (c *cli) workerCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		v := map[string]string{"action": action(r.GetAction()), "rule": r.GetRule(), "why": r.GetWhy()}
-		if r.GetSpiOut() != 0 {
-			v["spiOut"] = ipsec.SPI(r.GetSpiOut()).String()
-		}
-		return c.print(cmd.OutOrStdout(), v, func(t *table) {
-			for _, k := range []string{"action", "rule", "why", "spiOut"} {
-				if v[k] != "" {
-					fmt.Fprintf(t, "%s\t%s\n", k, v[k])
-				}
-			}
-		})
+		v := viewVerdict(r)
+		return c.print(cmd.OutOrStdout(), v, v.write)
 	}
 	cmd.AddCommand(explain)
 	return cmd
+}
+
+// verdict is what a worker does with a packet, and with what its SA sends.
+type verdict struct {
+	Action string   `json:"action"`
+	Rule   string   `json:"rule"`
+	Why    string   `json:"why"`
+	SPIOut string   `json:"spiOut,omitempty"`
+	Around *verdict `json:"around,omitempty"`
+}
+
+func viewVerdict(r *workerv1.ExplainResponse) *verdict {
+	v := &verdict{Action: action(r.GetAction()), Rule: r.GetRule(), Why: r.GetWhy()}
+	if r.GetSpiOut() != 0 {
+		v.SPIOut = ipsec.SPI(r.GetSpiOut()).String()
+	}
+	if r.GetAround() != nil {
+		v.Around = viewVerdict(r.GetAround())
+	}
+	return v
+}
+
+func (v *verdict) write(t *table) {
+	for _, line := range [][2]string{{"action", v.Action}, {"rule", v.Rule}, {"why", v.Why}, {"spiOut", v.SPIOut}} {
+		if line[1] != "" {
+			fmt.Fprintf(t, "%s\t%s\n", line[0], line[1])
+		}
+	}
+	if v.Around != nil {
+		t.line("around it")
+		v.Around.write(t)
+	}
 }

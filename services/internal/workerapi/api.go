@@ -57,6 +57,13 @@ func (s *Server) Explain(_ context.Context, r *workerv1.ExplainRequest) (*worker
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	e := s.Backend.Explain(f, ipsec.Outbound)
-	return &workerv1.ExplainResponse{Action: ipsecv1.Action(e.Action), Rule: e.Rule, Why: e.Why + ": " + e.Detail, SpiOut: uint32(e.SPI)}, nil
+	return explained(s.Backend.Explain(f, ipsec.Outbound)), nil
+}
+
+func explained(e backend.Explanation) *workerv1.ExplainResponse {
+	r := &workerv1.ExplainResponse{Action: ipsecv1.Action(e.Action), Rule: e.Rule, Why: e.Why + ": " + e.Detail, SpiOut: uint32(e.SPI)}
+	if e.Around != nil {
+		r.Around = explained(*e.Around)
+	}
+	return r
 }

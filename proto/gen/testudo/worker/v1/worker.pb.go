@@ -245,7 +245,9 @@ type ExplainResponse struct {
 	// Why, one sentence.
 	Why string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
 	// Outbound SPI it would go out on; 0 for none.
-	SpiOut        uint32 `protobuf:"varint,4,opt,name=spi_out,json=spiOut,proto3" json:"spi_out,omitempty"`
+	SpiOut uint32 `protobuf:"varint,4,opt,name=spi_out,json=spiOut,proto3" json:"spi_out,omitempty"`
+	// What happens to what that SA sends, when a rule protects it once more.
+	Around        *ExplainResponse `protobuf:"bytes,5,opt,name=around,proto3" json:"around,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -308,6 +310,13 @@ func (x *ExplainResponse) GetSpiOut() uint32 {
 	return 0
 }
 
+func (x *ExplainResponse) GetAround() *ExplainResponse {
+	if x != nil {
+		return x.Around
+	}
+	return nil
+}
+
 var File_testudo_worker_v1_worker_proto protoreflect.FileDescriptor
 
 const file_testudo_worker_v1_worker_proto_rawDesc = "" +
@@ -333,12 +342,13 @@ const file_testudo_worker_v1_worker_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\"<\n" +
 	"\x0eExplainRequest\x12*\n" +
-	"\x04flow\x18\x01 \x01(\v2\x16.testudo.ipsec.v1.FlowR\x04flow\"\x82\x01\n" +
+	"\x04flow\x18\x01 \x01(\v2\x16.testudo.ipsec.v1.FlowR\x04flow\"\xbe\x01\n" +
 	"\x0fExplainResponse\x120\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x18.testudo.ipsec.v1.ActionR\x06action\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x10\n" +
 	"\x03why\x18\x03 \x01(\tR\x03why\x12\x17\n" +
-	"\aspi_out\x18\x04 \x01(\rR\x06spiOut2\xb0\x01\n" +
+	"\aspi_out\x18\x04 \x01(\rR\x06spiOut\x12:\n" +
+	"\x06around\x18\x05 \x01(\v2\".testudo.worker.v1.ExplainResponseR\x06around2\xb0\x01\n" +
 	"\rWorkerService\x12M\n" +
 	"\x06Status\x12 .testudo.worker.v1.StatusRequest\x1a!.testudo.worker.v1.StatusResponse\x12P\n" +
 	"\aExplain\x12!.testudo.worker.v1.ExplainRequest\x1a\".testudo.worker.v1.ExplainResponseBGZEgithub.com/testudo-ipsec/testudo/proto/gen/testudo/worker/v1;workerv1b\x06proto3"
@@ -375,15 +385,16 @@ var file_testudo_worker_v1_worker_proto_depIdxs = []int32{
 	5, // 3: testudo.worker.v1.StatusResponse.features:type_name -> testudo.worker.v1.StatusResponse.FeaturesEntry
 	8, // 4: testudo.worker.v1.ExplainRequest.flow:type_name -> testudo.ipsec.v1.Flow
 	9, // 5: testudo.worker.v1.ExplainResponse.action:type_name -> testudo.ipsec.v1.Action
-	0, // 6: testudo.worker.v1.WorkerService.Status:input_type -> testudo.worker.v1.StatusRequest
-	2, // 7: testudo.worker.v1.WorkerService.Explain:input_type -> testudo.worker.v1.ExplainRequest
-	1, // 8: testudo.worker.v1.WorkerService.Status:output_type -> testudo.worker.v1.StatusResponse
-	3, // 9: testudo.worker.v1.WorkerService.Explain:output_type -> testudo.worker.v1.ExplainResponse
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	3, // 6: testudo.worker.v1.ExplainResponse.around:type_name -> testudo.worker.v1.ExplainResponse
+	0, // 7: testudo.worker.v1.WorkerService.Status:input_type -> testudo.worker.v1.StatusRequest
+	2, // 8: testudo.worker.v1.WorkerService.Explain:input_type -> testudo.worker.v1.ExplainRequest
+	1, // 9: testudo.worker.v1.WorkerService.Status:output_type -> testudo.worker.v1.StatusResponse
+	3, // 10: testudo.worker.v1.WorkerService.Explain:output_type -> testudo.worker.v1.ExplainResponse
+	9, // [9:11] is the sub-list for method output_type
+	7, // [7:9] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_testudo_worker_v1_worker_proto_init() }
