@@ -107,9 +107,12 @@ func TestDisagreementsAreExplained(t *testing.T) {
 				if c := at.Children(at.node); len(c) != 0 {
 					t.Errorf("CHILD SAs of %s are left: %v", at.node, c)
 				}
-				if n := metric(at.Worker(at.node), "testudo_worker_sas"); n != 0 {
-					t.Errorf("%v SAs are left in the worker of %s", n, at.node)
-				}
+				lab.WaitFor(t, limit, "the worker of "+at.node+" to have no SAs", func() error {
+					if n := metric(at.Worker(at.node), "testudo_worker_sas"); n != 0 {
+						return fmt.Errorf("%v are left", n)
+					}
+					return nil
+				})
 			}
 		})
 	}

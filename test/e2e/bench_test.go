@@ -149,8 +149,8 @@ func (b *bench) waitNoSAs(node string) {
 }
 
 // datagram sends one UDP datagram of a size to an interface of another host, which
-// echoes it, and tells what was wrong with the answer.
-func datagram(from *lab.Node, to *lab.Interface, addr netip.Addr, size int) error {
+// echoes it within the limit, and tells what was wrong with the answer.
+func datagram(from *lab.Node, to *lab.Interface, addr netip.Addr, size int, limit time.Duration) error {
 	var l, c *net.UDPConn
 	if err := to.Node.Do(func() (err error) {
 		l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
@@ -166,7 +166,7 @@ func datagram(from *lab.Node, to *lab.Interface, addr netip.Addr, size int) erro
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(limit)
 	_, _ = l.SetDeadline(deadline), c.SetDeadline(deadline)
 	data := make([]byte, size)
 	for i := range data {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,6 +71,7 @@ func TestReplaysAreRefusedAlsoAfterARestart(t *testing.T) {
 	b.clearAllowed() // the wire sees numbers twice: they are replayed
 	b.A.Node.WaitPing(b.B.V4.Addr(), limit)
 	x := openTap(t, b.A)
+	const accepted = 1 + 5
 	for range 5 {
 		b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
 	}
@@ -99,7 +99,14 @@ func TestReplaysAreRefusedAlsoAfterARestart(t *testing.T) {
 
 	want("replayed", "left-of-window")
 
-	<-time.After(2 * time.Second) // two reports
+	lab.WaitFor(t, limit, "the worker to report what it has accepted", func() error {
+		for _, c := range b.Children("b") {
+			if n := c.GetIn().GetPackets(); n >= accepted {
+				return nil
+			}
+		}
+		return fmt.Errorf("CHILD SAs %v; want %d packets in", b.Children("b"), accepted)
+	})
 	w.Kill9()
 	w.Start()
 	w.WaitUp()

@@ -32,7 +32,7 @@ func exchange(t *testing.T, a, b *lab.Interface, k traffic) {
 	up, down := a.Node.Transfer(b, k.v6, 10*megabyte), b.Node.Transfer(a, k.v6, 10*megabyte)
 	t.Logf("IPv6 %v: %.0f and %.0f Mbit/s", k.v6, up.BitsPerSecond()/1e6, down.BitsPerSecond()/1e6)
 	for _, size := range []int{0, 1, 1300} {
-		retry(t, 1, func() error { return datagram(a.Node, b, address(b, k.v6), size) })
+		retry(t, 1, func(limit time.Duration) error { return datagram(a.Node, b, address(b, k.v6), size, limit) })
 	}
 	if !k.small {
 		large(t, a, b, k)
@@ -43,9 +43,9 @@ func exchange(t *testing.T, a, b *lab.Interface, k traffic) {
 func large(t *testing.T, a, b *lab.Interface, k traffic) {
 	t.Helper()
 	tries := max(k.tries, 1)
-	retry(t, tries, func() error { return a.Node.TryPing(address(b, k.v6), lab.PingOptions{Size: 8000}) })
+	retry(t, tries, func(time.Duration) error { return a.Node.TryPing(address(b, k.v6), lab.PingOptions{Size: 8000}) })
 	for _, size := range []int{1472, 1473, 9000, 60000} {
-		retry(t, tries, func() error { return datagram(a.Node, b, address(b, k.v6), size) })
+		retry(t, tries, func(limit time.Duration) error { return datagram(a.Node, b, address(b, k.v6), size, limit) })
 	}
 }
 
@@ -56,12 +56,17 @@ func address(i *lab.Interface, v6 bool) netip.Addr {
 	return i.V4.Addr()
 }
 
-// retry fails the test when f fails that many times in a row.
-func retry(t *testing.T, times int, f func() error) {
+// retry fails the test when f fails that many times in a row. It is told how long to
+// wait: longest the last time, when there must be an answer.
+func retry(t *testing.T, times int, f func(limit time.Duration) error) {
 	t.Helper()
 	var err error
-	for range times {
-		if err = f(); err == nil {
+	for i := range times {
+		wait := 2 * time.Second
+		if i == times-1 {
+			wait = limit
+		}
+		if err = f(wait); err == nil {
 			return
 		}
 	}

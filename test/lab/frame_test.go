@@ -81,7 +81,7 @@ func TestSnifferClassifiesWhatIsReallySent(t *testing.T) {
 		wire := p.A.Sniff()
 		tc.send()
 		// The first packet to a neighbour waits until its address is resolved.
-		WaitFor(t, 5*time.Second, fmt.Sprintf("%s to show as %s", tc.name, tc.want), func() error {
+		WaitFor(t, 30*time.Second, fmt.Sprintf("%s to show as %s", tc.name, tc.want), func() error {
 			if wire.Count(tc.want) == 0 {
 				return errors.New(wire.Summary())
 			}
@@ -95,6 +95,7 @@ func TestSnifferClassifiesWhatIsReallySent(t *testing.T) {
 
 func TestSnifferSeesARepeatedSequenceNumber(t *testing.T) {
 	p := NewPair(t, PairOptions{})
+	p.A.Node.WaitPing(p.B.V4.Addr(), 30*time.Second) // few packets wait for a neighbour's address
 	wire := p.A.Sniff()
 	for _, seq := range []uint32{1, 2, 3, 1 << 20, 0xffffffff} {
 		sendRaw(t, p.A, p.B, unix.IPPROTO_ESP, false, esp(0x1001, seq, 64))
@@ -118,6 +119,7 @@ func TestSnifferSeesARepeatedSequenceNumber(t *testing.T) {
 // socket one frame; each datagram in it counts.
 func TestSnifferSplitsSegmentedUDP(t *testing.T) {
 	p := NewPair(t, PairOptions{})
+	p.A.Node.WaitPing(p.B.V4.Addr(), 30*time.Second)
 	a, b := listen(t, p.A, 4500), listen(t, p.B, 4500)
 	wire := p.A.Sniff()
 	const datagrams, size = 20, 1000

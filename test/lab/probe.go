@@ -2,16 +2,22 @@ package lab
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 )
 
+// numberLen is the length of a datagram's number.
+const numberLen = 8
+
 // Probe sends small numbered UDP datagrams at a steady pace, has them echoed, and
 // tells how many came back: what a rekey, a restart or a move costs.
 type Probe struct {
+	size     int
 	interval time.Duration
 	conn     *net.UDPConn
 	echo     *net.UDPConn // nil for one in a machine
@@ -39,22 +45,32 @@ func (r ProbeResult) String() string {
 // probePort is where a probe's datagrams come back from.
 const probePort = 7007
 
-// How long Stop waits for answers under way, those of a machine too.
+// How long after the last answer Stop takes the missing ones for lost, those of a
+// machine too.
 const (
-	probeDrain        = 500 * time.Millisecond
+	probeDrain        = 2 * time.Second
 	probeDrainMachine = 20 * time.Second
 )
+
+// probeBuffer is what the kernel may hold while we are busy, in octets.
+const probeBuffer = 4 << 20
 
 // StartProbe begins to send from a node to an interface of another, one datagram
 // an interval, until Stop.
 func (n *Node) StartProbe(to *Interface, v6 bool, interval time.Duration) *Probe {
+	n.lab.t.Helper()
+	return n.StartProbeOf(numberLen, to, v6, interval)
+}
+
+// StartProbeOf is StartProbe with datagrams of so many octets.
+func (n *Node) StartProbeOf(size int, to *Interface, v6 bool, interval time.Duration) *Probe {
 	t := n.lab.t
 	t.Helper()
 	addr := to.V4.Addr()
 	if v6 {
 		addr = to.V6.Addr()
 	}
-	p := &Probe{interval: interval, stop: make(chan struct{}), back: map[uint64]bool{}}
+	p := &Probe{size: size, interval: interval, stop: make(chan struct{}), back: map[uint64]bool{}}
 	at := netip.AddrPortFrom(addr, probePort)
 	if to.Node.machine != nil {
 		echo := to.Node.Start(Command{Args: []string{"/init", "echo", at.String()}})
@@ -64,22 +80,35 @@ func (n *Node) StartProbe(to *Interface, v6 bool, interval time.Duration) *Probe
 			p.echo, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 			return err
 		}))
+		n.lab.must(receiveBuffer(p.echo, probeBuffer))
 		p.readers.Go(p.answer)
 	}
 	n.lab.must(n.Do(func() (err error) {
 		p.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
 		return err
 	}))
+	n.lab.must(receiveBuffer(p.conn, probeBuffer))
 	p.readers.Go(p.collect)
 	p.sender.Go(p.send)
 	t.Cleanup(func() { p.Stop() })
 	return p
 }
 
+func receiveBuffer(c *net.UDPConn, octets int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if inner := raw.Control(func(fd uintptr) { err = setReceiveBuffer(int(fd), octets) }); inner != nil {
+		return inner
+	}
+	return err
+}
+
 func (p *Probe) send() {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
-	var b [8]byte
+	b := make([]byte, p.size)
 	for {
 		select {
 		case <-p.stop:
@@ -87,16 +116,16 @@ func (p *Probe) send() {
 		case <-tick.C:
 		}
 		p.mu.Lock()
-		binary.BigEndian.PutUint64(b[:], p.sent)
+		binary.BigEndian.PutUint64(b, p.sent)
 		p.sent++
 		p.mu.Unlock()
 		// An error (no route, EPERM of a block rule) is a loss like any other.
-		_, _ = p.conn.Write(b[:])
+		_, _ = p.conn.Write(b)
 	}
 }
 
 func (p *Probe) answer() {
-	b := make([]byte, 64)
+	b := make([]byte, p.size+1)
 	for {
 		k, from, err := p.echo.ReadFromUDPAddrPort(b)
 		if err != nil {
@@ -107,20 +136,13 @@ func (p *Probe) answer() {
 }
 
 func (p *Probe) collect() {
-	b := make([]byte, 64)
+	b := make([]byte, p.size+1)
 	for {
 		k, err := p.conn.Read(b)
-		select {
-		case <-p.stop:
-			if err != nil {
-				return
-			}
-		default:
-			if err != nil { // an ICMP error came back: the datagram is lost
-				continue
-			}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return
 		}
-		if k != 8 {
+		if err != nil || k != p.size { // an ICMP error came back: the datagram is lost
 			continue
 		}
 		now := time.Now()
@@ -141,26 +163,39 @@ func (p *Probe) Answered() int {
 	return len(p.back)
 }
 
-func (p *Probe) missing() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return uint64(len(p.back)) < p.sent
+// drained waits for answers under way.
+func (p *Probe) drained() {
+	limit := probeDrain
+	if p.echo == nil {
+		limit = probeDrainMachine
+	}
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for before, since := -1, time.Now(); ; <-tick.C {
+		n := p.Answered()
+		if n != before {
+			before, since = n, time.Now()
+		}
+		p.mu.Lock()
+		all := uint64(n) == p.sent
+		p.mu.Unlock()
+		if all || time.Since(since) > limit {
+			return
+		}
+	}
 }
 
-// Stop ends the probe, waits a moment for answers under way, and counts.
+// Stop ends the probe, waits for answers under way, and counts.
 func (p *Probe) Stop() ProbeResult {
 	select {
 	case <-p.stop:
 	default:
 		close(p.stop)
 		p.sender.Wait()
-		limit := time.Now().Add(probeDrain)
-		for p.echo == nil && p.missing() && time.Since(limit) < probeDrainMachine {
-			<-time.After(pollInterval)
-		}
-		_ = p.conn.SetReadDeadline(limit)
+		p.drained()
+		_ = p.conn.SetReadDeadline(time.Now())
 		if p.echo != nil {
-			_ = p.echo.SetReadDeadline(limit)
+			_ = p.echo.SetReadDeadline(time.Now())
 		}
 		p.readers.Wait()
 		_ = p.conn.Close()

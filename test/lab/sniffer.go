@@ -84,13 +84,8 @@ func (s *Sniffer) open(dev string) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
 		return fmt.Errorf("PACKET_VNET_HDR: %w", err)
 	}
-	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, snifferBuffer)
-	if errors.Is(err, unix.EPERM) {
-		// Root of a user namespace gets what net.core.rmem_max allows.
-		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, snifferBuffer)
-	}
-	if err != nil {
-		return fmt.Errorf("receive buffer: %w", err)
+	if err := setReceiveBuffer(fd, snifferBuffer); err != nil {
+		return err
 	}
 	req, err := unix.NewIfreq(dev)
 	if err != nil {
@@ -102,6 +97,19 @@ func (s *Sniffer) open(dev string) error {
 	all := binary.NativeEndian.Uint16([]byte{0, unix.ETH_P_ALL}) // in network order
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: int(req.Uint32())}); err != nil {
 		return fmt.Errorf("bind to %s: %w", dev, err)
+	}
+	return nil
+}
+
+// setReceiveBuffer sets how many octets a socket holds for a reader that is busy.
+func setReceiveBuffer(fd, octets int) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, octets)
+	if errors.Is(err, unix.EPERM) {
+		// Root of a user namespace gets what net.core.rmem_max allows.
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, octets)
+	}
+	if err != nil {
+		return fmt.Errorf("receive buffer: %w", err)
 	}
 	return nil
 }

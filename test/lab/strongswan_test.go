@@ -56,14 +56,14 @@ func TestStrongSwanToStrongSwan(t *testing.T) {
 				}
 			}
 			// Before that strongSwan forwards in clear.
-			swanA.WaitEstablished("sites", 10*time.Second)
-			s.HostA.Node.WaitPing(s.HostB.V4.Addr(), 10*time.Second)
+			swanA.WaitEstablished("sites", 30*time.Second)
+			s.HostA.Node.WaitPing(s.HostB.V4.Addr(), 30*time.Second)
 			for _, dst := range []netip.Addr{s.HostB.V4.Addr(), s.HostB.V6.Addr()} {
 				s.HostA.Node.Ping(dst, PingOptions{Count: 3})
 			}
 			s.HostB.Node.Transfer(s.HostA, false, 1<<20)
 
-			sa := swanB.WaitEstablished("sites", 5*time.Second)
+			sa := swanB.WaitEstablished("sites", 30*time.Second)
 			child := sa.Child("INSTALLED")
 			if sa.Version != 2 || sa.Initiator || sa.RemoteID != a.LocalID || child.Encryption != "AES_GCM_16" ||
 				child.KeyBits != 128 || child.ESN || !child.InUDP || child.PacketsIn < 6 || child.PacketsOut < 6 ||
@@ -85,7 +85,7 @@ func TestStrongSwanToStrongSwan(t *testing.T) {
 			if err := swanA.Terminate("sites"); err != nil {
 				t.Error(err)
 			}
-			WaitFor(t, 5*time.Second, "both ends to have no SA", func() error {
+			WaitFor(t, 30*time.Second, "both ends to have no SA", func() error {
 				if n := len(swanA.SAs()) + len(swanB.SAs()); n > 0 {
 					return errNotYet
 				}
@@ -121,14 +121,14 @@ func TestProbeThroughAStrongSwanRekey(t *testing.T) {
 	if err := swanA.Initiate("sites"); err != nil {
 		t.Fatal(err)
 	}
-	s.HostA.Node.WaitPing(s.HostB.V4.Addr(), 5*time.Second)
+	s.HostA.Node.WaitPing(s.HostB.V4.Addr(), 30*time.Second)
 	wire := s.WANB.Sniff()
-	before := swanA.WaitEstablished("sites", time.Second).Child("INSTALLED").SPIOut
+	before := swanA.WaitEstablished("sites", 30*time.Second).Child("INSTALLED").SPIOut
 	probe := s.HostA.Node.StartProbe(s.HostB, false, 5*time.Millisecond)
 	if err := swanA.RekeyChild("sites"); err != nil {
 		t.Fatal(err)
 	}
-	WaitFor(t, 10*time.Second, "a new CHILD SA to carry the probe", func() error {
+	WaitFor(t, 30*time.Second, "a new CHILD SA to carry the probe", func() error {
 		for _, w := range wire.SAs() {
 			if sa := swanA.SAs()[0].Child("INSTALLED"); sa != nil && sa.SPIOut != before && w.SPI == sa.SPIOut && w.Packets > 20 {
 				return nil

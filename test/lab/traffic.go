@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ type PingOptions struct {
 	Size         int        // octets of data, 0 for 56
 	DontFragment bool       // set DF, and do not fragment at the source either
 	Source       netip.Addr // zero: the kernel chooses
+
+	wait int // seconds, 0 for 2
 }
 
 // TryPing sends echo requests, each after the answer to the one before or two seconds
@@ -26,7 +29,7 @@ type PingOptions struct {
 // after the last of several ping waits for two round trips only, and an answer that a
 // loaded machine delays counts as lost.
 func (n *Node) TryPing(dst netip.Addr, o PingOptions) error {
-	args := []string{"ping", "-n", "-q", "-W", "2", "-c", "1"}
+	args := []string{"ping", "-n", "-q", "-W", strconv.Itoa(cmp.Or(o.wait, 2)), "-c", "1"}
 	if o.Size > 0 {
 		args = append(args, "-s", strconv.Itoa(o.Size))
 	}
@@ -51,9 +54,11 @@ func (n *Node) TryPing(dst netip.Addr, o PingOptions) error {
 	return nil
 }
 
-// Ping fails the test unless every echo request is answered.
+// Ping fails the test unless every echo request is answered, in ten seconds: where an
+// answer must come, it is waited for.
 func (n *Node) Ping(dst netip.Addr, o PingOptions) {
 	n.lab.t.Helper()
+	o.wait = 10
 	n.lab.must(n.TryPing(dst, o))
 }
 
