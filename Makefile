@@ -12,7 +12,7 @@ TOOLS    := $(OUT)/tools
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -X github.com/testudo-ipsec/testudo/services/internal/daemon.Version=$(VERSION)
 # Two packages at a time: the lab's daemons want processors too.
-GOTEST   := go test -p 2 -timeout 20m
+GOTEST   := go test -p 2 -timeout 40m
 
 # Tests run these programs, not ones they would build themselves.
 export TESTUDO_BIN := $(OUT)/bin
@@ -86,7 +86,7 @@ race: ## Run the tests of our own code with the race detector
 .PHONY: interop
 interop: build ## Talk to strongSwan: a line for each scenario, and how many passed
 	@go test -c -o $(OUT)/interop.test ./test/interop
-	@cd test/interop && $(OUT)/interop.test -test.run '^TestInterop$$' -test.parallel 4 -test.timeout 20m
+	@cd test/interop && $(OUT)/interop.test -test.run '^TestInterop$$' -test.parallel 4 -test.timeout 40m
 
 .PHONY: interop-vm
 interop-vm: build ## Talk to peers in virtual machines, whose kernel does ESP and AH

@@ -42,6 +42,9 @@ func (l *Lab) Machine(name string) *Node {
 		t.Skipf("lab: no kernel for virtual machines on %s", runtime.GOARCH)
 	}
 	boot, err := machineParts(repository(t))
+	if errors.Is(err, errNoKernel) {
+		t.Skip("lab:", err)
+	}
 	l.must(err)
 
 	n := l.namespace(name)
@@ -89,7 +92,7 @@ func machineParts(root string) (bootParts, error) {
 	dir := filepath.Join(root, "out", "vm")
 	p := bootParts{kernel: filepath.Join(dir, "kernel"), guest: filepath.Join(dir, "guest"), image: filepath.Join(dir, "image")}
 	if _, err := os.Stat(p.kernel); err != nil {
-		return p, fmt.Errorf("%w; `make deps` puts it there", err)
+		return p, fmt.Errorf("%w: %w; `make deps` puts it there", errNoKernel, err)
 	}
 	build := exec.Command("go", "build", "-trimpath", "-o", p.guest, "./test/lab/guest")
 	build.Dir = root
@@ -113,6 +116,8 @@ func machineParts(root string) (bootParts, error) {
 	parts.made = p
 	return p, nil
 }
+
+var errNoKernel = errors.New("no kernel for virtual machines")
 
 var parts struct {
 	sync.Mutex
