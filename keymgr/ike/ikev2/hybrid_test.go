@@ -320,3 +320,17 @@ func TestEachParameterSetOfMLKEM(t *testing.T) {
 		}
 	}
 }
+
+// A responder of IKE_FOLLOWUP_KE is free again afterwards: it rekeys the IKE SA itself.
+func TestTheResponderOfAFollowUpRekeysTheIKESA(t *testing.T) {
+	n, web, db := connected(t, 1, func(w, d *iketest.Side) { w.ESP, d.ESP = []string{hybridESP}, []string{hybridESP} })
+	web.Do(ike.RekeyChild{Child: web.Children()[0].ID})
+	n.Run(5 * time.Second)
+	spi := db.Machine().Info().LocalSPI
+	db.Do(ike.RekeyIKE{})
+	n.Run(5 * time.Second)
+	mustBeUp(t, n, web, db)
+	if db.Machine().Info().LocalSPI == spi {
+		t.Errorf("the IKE SA was not rekeyed\n%s", n.LadderText(0))
+	}
+}

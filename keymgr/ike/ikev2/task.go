@@ -250,7 +250,7 @@ func (m *Machine) settled() bool {
 			return false
 		}
 	}
-	return m.serve == nil && m.followUps == nil
+	return m.serve == nil && len(m.followUps) == 0
 }
 
 // postpone puts the current task back, to be tried again a little later: the
