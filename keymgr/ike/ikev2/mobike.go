@@ -172,14 +172,14 @@ func (m *Machine) moveTo(p ike.Path) {
 	}
 }
 
-// resend lets outstanding requests go out over the new path at once.
+// resend lets outstanding requests go out over the new path at once. That is no try of
+// theirs: another one may be looking for a path.
 func (m *Machine) resend() {
-	m.underWay(func(t *task) bool {
+	for _, t := range m.flight {
 		if t.phase == phaseSent {
-			t.sendAt = m.now
+			m.sendAll(m.path, t.datagrams)
 		}
-		return false
-	})
+	}
 }
 
 // urgent puts a task in front of the others. One of the kind that is under way

@@ -228,3 +228,28 @@ func TestMobikeOddities(t *testing.T) {
 		}
 	}
 }
+
+// Several requests are under way on a dead path: they look for another one together, and
+// each of its addresses has its time to answer.
+func TestRequestsLeaveADeadPathTogether(t *testing.T) {
+	n, web, db := mobile(t, func(w, d *iketest.Side) { w.Resources, d.Resources = 3, 3 })
+	db.Policy.Peers[0].Remote = append(db.Policy.Peers[0].Remote, netip.MustParseAddr("10.0.9.1"))
+	db.Tell(db.Machine(), ike.PolicyChanged{Policy: db.Policy})
+	web.Readdress("10.0.0.1", "10.0.8.1", "10.0.9.1")
+	n.Run(5 * time.Second)
+	mustHave(t, n, web, 0, 1, 2, 3)
+	n.Hook = func(p iketest.Packet) []iketest.Packet {
+		if p.Src.Addr() != netip.MustParseAddr("10.0.9.1") && p.Dst.Addr() != netip.MustParseAddr("10.0.9.1") {
+			return nil
+		}
+		return []iketest.Packet{p}
+	}
+	for _, c := range web.Children() {
+		web.Do(ike.RekeyChild{Child: c.ID})
+	}
+	n.Ladder = nil
+	n.Run(50 * time.Second)
+	between(t, n, web, db, "10.0.9.1", "10.0.0.2")
+	mustHave(t, n, web, 0, 1, 2, 3)
+	mustBeRekeyed(t, n, 1, web, db)
+}

@@ -51,6 +51,11 @@ func (m *Machine) send() {
 	m.sendAll(m.path, t.datagrams)
 }
 
+// oldest reports that no request was sent before the current task's.
+func (m *Machine) oldest() bool {
+	return m.underWay(func(o *task) bool { return o.phase == phaseSent && o.id < m.task.id }) == nil
+}
+
 // retransmit is what the timer of the current task comes to.
 func (m *Machine) retransmit() {
 	if m.shrink() {
@@ -66,9 +71,10 @@ func (m *Machine) retransmit() {
 		tries = deleteTries
 	}
 	if t.sent <= tries && (t.refused == nil || t.sent == 1) {
-		// RFC 4555 §3.5: the path may be what is broken.
-		if m.mob.on && m.mob.deciding && m.state == stateEstablished && t.sent >= pathTries && m.nextPath() {
-			t.sendAt = time.Time{}
+		// RFC 4555 §3.5: the path may be what is broken. The oldest request looks for
+		// another one, for all.
+		if m.mob.on && m.mob.deciding && m.state == stateEstablished && t.sent >= pathTries && m.oldest() {
+			m.nextPath()
 		}
 		m.send()
 		return
