@@ -47,10 +47,11 @@ func (w *window) ours() int { return int(max(w.granted, 1)) }
 
 // windowOpen reports whether the next request is within the peer's window: "when the
 // initiator needs to make a request X, it MUST wait until it has received responses
-// to all requests up through request X-N" (RFC 7296 §2.3).
+// to all requests up through request X-N" (RFC 7296 §2.3). A response whose slow part is
+// being computed is yet to come: it may be asked for again, after a restart.
 func (m *Machine) windowOpen() bool {
 	return m.underWay(func(t *task) bool {
-		return t.phase == phaseSent && int(m.window.next-t.id) >= m.window.ours()
+		return (t.phase == phaseSent || t.phase == phaseShared) && int(m.window.next-t.id) >= m.window.ours()
 	}) == nil
 }
 

@@ -313,3 +313,33 @@ func TestRestartsWithAFullWindow(t *testing.T) {
 		mustBeRekeyed(t, n, 1, web, db)
 	}
 }
+
+// A key manager is killed while it computes a shared secret, for longer than the others
+// in the window take: its request is sent again, and the peer still has the response.
+func TestARestartWhileASecretIsComputed(t *testing.T) {
+	n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) {
+		w.PFS, d.PFS = ipsec.KEMODP2048, ipsec.KEMODP2048
+		w.Resources, d.Resources = 11, 11
+	})
+	web.Connect("rule", nil)
+	n.Run(10 * time.Second)
+	all := []uint32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}
+	mustHave(t, n, web, all...)
+	held := false
+	web.Answer = func(f ike.Effect, ev ike.Event) ike.Event {
+		if need, slow := f.(ike.NeedKE); slow && need.Peer != nil && !held {
+			held = true
+			return nil
+		}
+		return ev
+	}
+	rekeyAll(web)
+	n.Run(time.Second)
+	if !held {
+		t.Fatal("web does not compute anything")
+	}
+	web.Restart(web.Machine())
+	n.Run(2 * time.Minute)
+	mustHave(t, n, web, all...)
+	mustBeRekeyed(t, n, 1, web, db)
+}
