@@ -66,6 +66,7 @@ type Template struct {
 	ForceEncap    bool   // UDP encapsulation even without a NAT
 	AcceptClear   bool   // inbound clear packets pass
 	FallbackClear bool   // outbound packets go in clear when the peer never answers IKE
+	PadTo         uint16 // as SA.PadTo, where the peer can take it
 	Resources     uint32 // CHILD SAs beside the first, one for each of so many queues (RFC 9611)
 	Outer         OuterHeader
 }

@@ -3,6 +3,7 @@ package ipsec
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -170,6 +171,22 @@ type SA struct {
 	// Resource says who sends on an outbound SA (RFC 9611): 0 is the fallback SA,
 	// which any queue may use; n is for queue n-1. Inbound it says nothing.
 	Resource uint32
+
+	// PadTo hides how long packets are (RFC 4303 §2.7): outbound, in tunnel mode with
+	// ESP, those of fewer octets are padded to so many; 0 for none, PadToMTU for as many
+	// as the path carries.
+	PadTo uint16
+}
+
+// PadToMTU is above all MTUs.
+const PadToMTU = 65535
+
+// PadName is PadTo as policy has it.
+func PadName(n uint16) string {
+	if n == PadToMTU {
+		return "mtu"
+	}
+	return strconv.Itoa(int(n))
 }
 
 // SACounters is what a worker reports of an SA.

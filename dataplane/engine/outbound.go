@@ -237,7 +237,8 @@ func (w *outWorker) protect(r *route, b []byte, h *packet.Header, off *netio.Off
 		w.counts.add(why, uint64(max(t.count, 1)))
 		return
 	}
-	if mtu := o.innerMTU(p, s, o.SA().Mode, w.outerMTU(r, p)); p.tooBigFor(t.largest(), mtu, packet.DF(b) && !w.whole) {
+	mtu := o.innerMTU(p, s, o.SA().Mode, w.outerMTU(r, p))
+	if p.tooBigFor(t.largest(), mtu, packet.DF(b) && !w.whole) {
 		w.tooBig(b, h, mtu)
 		return
 	}
@@ -250,14 +251,38 @@ func (w *outWorker) protect(r *route, b []byte, h *packet.Header, off *netio.Off
 	if p.room != 0 {
 		m = wholeMessage(p)
 	}
+	total := 0
+	if o.SA().PadTo != 0 {
+		total = w.padded(o, s, mtu)
+	}
 	for t.next < t.count {
-		w.sealSome(o, p, s, &t, &m)
+		w.sealSome(o, p, s, &t, &m, total)
 	}
 }
 
-// sealSome seals up to a burst of segments, as many as the buffer holds.
-func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *netio.Message) {
-	size := int(p.room) + s.SealedLen(t.largest()-t.skip)
+// padded is the length of the ESP packet that shorter ones are padded to: no more than
+// the path carries, as far as that is known.
+func (w *outWorker) padded(o *outSA, s *esp.Sealer, mtu int) int {
+	n := min(int(o.SA().PadTo), int(w.e.mtu.Load()))
+	if mtu != 0 {
+		n = min(n, mtu)
+	}
+	return s.SealedLen(n)
+}
+
+// pad is SealFrom with traffic flow confidentiality padding; what is longer stays so.
+func pad(s *esp.Sealer, dst, src []byte, next uint8, seq uint64, total int) (int, packet.Why) {
+	if s.SealedLen(len(src)) >= total {
+		return s.SealFrom(dst, src, next, seq)
+	}
+	copy(dst[s.HeaderLen():], src)
+	return s.SealPadded(dst, len(src), total, next, seq)
+}
+
+// sealSome seals up to a burst of segments, as many as the buffer holds. ESP packets
+// shorter than total are padded to it.
+func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *netio.Message, total int) {
+	size := int(p.room) + max(s.SealedLen(t.largest()-t.skip), total)
 	if w.used+size > len(w.buf) {
 		w.flush()
 	}
@@ -279,7 +304,13 @@ func (w *outWorker) sealSome(o *outSA, p *path, s *esp.Sealer, t *train, m *neti
 			continue
 		}
 		dst := w.buf[w.used+int(p.room):]
-		got, why := s.SealFrom(dst, inner, next, jobs[i].Seq)
+		var got int
+		var why packet.Why
+		if total == 0 {
+			got, why = s.SealFrom(dst, inner, next, jobs[i].Seq)
+		} else {
+			got, why = pad(s, dst, inner, next, jobs[i].Seq, total)
+		}
 		if p.room != 0 && why == packet.WhyOK {
 			got, why = w.putOuter(p, inner, got)
 		}

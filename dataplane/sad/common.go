@@ -40,6 +40,7 @@ type SA struct {
 	Direction ipsec.Direction
 	Protocol  ipsec.Protocol
 	Mode      ipsec.Mode
+	PadTo     uint16
 	Rule      string
 	Peer      string
 	suite     unique.Handle[ipsec.Suite] // few, and large
@@ -98,7 +99,7 @@ func (c *common) init(sa *ipsec.SA, now time.Time, e *events) error {
 		return fmt.Errorf("sad: %s has a negative lifetime (soft %s, hard %s, in use soft %s, hard %s)", sa.ID, l.TimeSoft, l.TimeHard, l.UseSoft, l.UseHard)
 	}
 	c.sa = SA{
-		ID: sa.ID, Child: sa.Child, SPI: sa.SPI, Resource: sa.Resource, Direction: sa.Direction, Protocol: sa.Protocol, Mode: sa.Mode,
+		ID: sa.ID, Child: sa.Child, SPI: sa.SPI, Resource: sa.Resource, Direction: sa.Direction, Protocol: sa.Protocol, Mode: sa.Mode, PadTo: sa.PadTo,
 		Rule: sa.Rule, Peer: sa.Peer, suite: unique.Make(sa.Suite),
 	}
 	c.limits = limits{sa.Lifetime.Bytes, sa.Lifetime.Packets, sa.Lifetime.UseSoft, sa.Lifetime.UseHard}

@@ -107,6 +107,7 @@ func SA(c *Coder, v *ipsec.SA) {
 	c.String(&v.Peer)
 	Num(c, &v.Child)
 	Num(c, &v.Resource)
+	Num(c, &v.PadTo)
 }
 
 func template(c *Coder, v *ipsec.Template) {
@@ -118,6 +119,7 @@ func template(c *Coder, v *ipsec.Template) {
 	c.Bool(&v.ForceEncap)
 	c.Bool(&v.AcceptClear)
 	c.Bool(&v.FallbackClear)
+	Num(c, &v.PadTo)
 	Num(c, &v.Resources)
 	Num(c, &v.Outer.DF)
 	c.Bool(&v.Outer.FixedDSCP)

@@ -120,6 +120,7 @@ type Child struct {
 	Since     time.Time
 	Rekeyed   uint32 // how many rekeys led to this one
 	Resource  uint32 // as ipsec.SA has it
+	PadTo     uint16 // of the outbound SA
 }
 
 // Failure explains a negotiation that came to nothing, so that an operator can

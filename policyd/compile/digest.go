@@ -50,6 +50,7 @@ func RuleVersion(r *ipsec.Rule) string {
 		d.flag(t.ForceEncap)
 		d.flag(t.AcceptClear)
 		d.flag(t.FallbackClear)
+		d.number(uint64(t.PadTo))
 		d.number(uint64(t.Resources))
 		d.number(uint64(t.Outer.DF))
 		d.flag(t.Outer.FixedDSCP)

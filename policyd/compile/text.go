@@ -25,6 +25,7 @@ func Text(p ipsec.NodePolicy) string {
 			fmt.Fprintf(&w, ", life %s/%s bytes %d/%d packets %d/%d, window %d", t.Lifetime.TimeSoft, t.Lifetime.TimeHard,
 				t.Lifetime.Bytes.Soft, t.Lifetime.Bytes.Hard, t.Lifetime.Packets.Soft, t.Lifetime.Packets.Hard, t.ReplayWindow)
 			flag(&w, t.Lifetime.UseSoft > 0, fmt.Sprintf("life in use %s/%s", t.Lifetime.UseSoft, t.Lifetime.UseHard))
+			flag(&w, t.PadTo > 0, "padded to "+ipsec.PadName(t.PadTo))
 			flag(&w, t.Resources > 0, fmt.Sprintf("%d more for queues", t.Resources))
 			flag(&w, t.ForceEncap, "force encap")
 			flag(&w, t.AcceptClear, "accept clear")

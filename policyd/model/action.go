@@ -69,7 +69,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	var secureOnly []value
 	var legacy []legacyUse
 	allowLegacy := false
-	var outer *value
+	var outer, tfc *value
 	secure := func(name string, read func(value)) key {
 		return key{name, false, func(v value) { secureOnly = append(secureOnly, v); read(v) }}
 	}
@@ -121,6 +121,7 @@ func readFilterAction(v value, m Meta) *FilterAction {
 		secure("perResource", func(v value) {
 			t.Resources = uint32(v.number("a number of CHILD SAs beside the first", 0, maxResources))
 		}),
+		secure("tfc", func(v value) { t.PadTo, tfc = readTFC(v), &v }),
 		secure("outer", func(v value) { t.Outer, outer = readOuter(v), &v }),
 		secure("forceEncap", func(v value) {
 			if t.ForceEncap = v.boolean(); t.ForceEncap {
@@ -143,12 +144,18 @@ func readFilterAction(v value, m Meta) *FilterAction {
 	if outer != nil && a.Action == ipsec.ActionSecure && t.Mode == ipsec.ModeTransport {
 		outer.fail("transport mode has no outer header; want mode: tunnel, or leave it out")
 	}
+	if tfc != nil && a.Action == ipsec.ActionSecure && t.Mode == ipsec.ModeTransport {
+		tfc.fail("in transport mode nothing tells where padding begins (RFC 4303 section 2.7); want mode: tunnel, or leave it out")
+	}
 	if a.Action == ipsec.ActionSecure {
 		if t.Proposals == nil {
 			t.Proposals = DefaultSecurity
 		}
 		if encap != nil && slices.ContainsFunc(t.Proposals, isAH) {
 			encap.fail("ah cannot travel in UDP (RFC 3948 has no such encapsulation); want security with esp only, or leave forceEncap out")
+		}
+		if tfc != nil && slices.ContainsFunc(t.Proposals, isAH) {
+			tfc.fail("ah hides nothing, and has no padding; want security with esp only, or leave it out")
 		}
 		switch len(pfs) {
 		case 0:
@@ -198,6 +205,23 @@ func readOuter(v value) (h ipsec.OuterHeader) {
 		}},
 	)
 	return h
+}
+
+// Bounds of tfc.padTo.
+const minPadTo, maxPadTo = 64, 9000
+
+// readTFC reads how traffic flow confidentiality is had.
+func readTFC(v value) (padTo uint16) {
+	v.mapping(
+		key{"padTo", true, func(v value) {
+			if v.isString() && v.node.Value == ipsec.PadName(ipsec.PadToMTU) {
+				padTo = ipsec.PadToMTU
+				return
+			}
+			padTo = uint16(v.number("mtu or a number of octets", minPadTo, maxPadTo))
+		}},
+	)
+	return padTo
 }
 
 func shortBlocks(p ipsec.Proposal) bool {

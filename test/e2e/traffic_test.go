@@ -195,6 +195,62 @@ table inet nat {
 	}
 }
 
+// With tfc nobody on the way sees how long packets are (RFC 4303 §2.7), also where the
+// path carries less than the interfaces. A policy without takes it away again.
+func TestPacketsAreOfOneLength(t *testing.T) {
+	for _, o := range []lab.SitesOptions{{}, {WANMTU: 1400}, {NAT: true}} {
+		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			text := gateways(gwA4, gwB4, ", tfc: {padTo: mtu}")
+			if o.NAT {
+				text = strings.Replace(text, "addresses: ["+gwA4+"]", "behindNAT: true, addresses: ["+gwA4+"]", 1)
+			}
+			s, b := newSites(t, o, text)
+			b.min = 1000
+			s.HostA.Node.WaitPing(s.HostB.V4.Addr(), limit) // the first ones tell how much the path carries
+			s.HostB.Node.WaitPing(s.HostA.V4.Addr(), limit)
+			s.HostA.Node.Transfer(s.HostB, false, megabyte)
+			s.HostB.Node.Transfer(s.HostA, false, megabyte)
+			for _, node := range []string{"gwa", "gwb"} {
+				for _, c := range b.Children(node) {
+					if c.GetPadTo() != 65535 {
+						t.Errorf("%s has %v; want it padded", node, c)
+					}
+				}
+			}
+			if out := string(b.CLI("sa", "list")); !strings.Contains(out, "padded to mtu") {
+				t.Errorf("sa list says nothing of padding:\n%s", out)
+			}
+			if o.WANMTU == 0 {
+				for _, sa := range b.wires[0].SAs() {
+					if sa.Shortest != sa.Longest || sa.Shortest < 1300 {
+						t.Errorf("an SA to %s has packets of %d to %d octets; want one length", sa.Dst, sa.Shortest, sa.Longest)
+					}
+				}
+			}
+			b.Apply(strings.Replace(text, ", tfc: {padTo: mtu}", "", 1))
+			b.WaitInSync()
+			lab.WaitFor(t, 2*limit, "SAs without padding", func() error {
+				for _, node := range []string{"gwa", "gwb"} {
+					for _, c := range b.Children(node) {
+						if c.GetPadTo() != 0 {
+							return fmt.Errorf("%s has %v", node, c)
+						}
+					}
+				}
+				return nil
+			})
+			s.HostA.Node.Ping(s.HostB.V4.Addr(), lab.PingOptions{})
+			short := false
+			for _, sa := range b.wires[0].SAs() {
+				short = short || sa.Shortest < 200
+			}
+			if !short {
+				t.Error("packets are still padded")
+			}
+		})
+	}
+}
+
 // A router between the gateways carries less than their interfaces do. Senders
 // learn of it from "too big" (RFC 4301 §8.2), and TCP works without tuning.
 func TestSmallerMTUOnTheWay(t *testing.T) {

@@ -26,6 +26,22 @@ func extras() []scenario {
 					b.peerSaid("N(MOBIKE_SUP)")
 				}
 			}},
+		scenario{name: "ikev2-tfc", shows: "our packets are padded to one length, and arrive whole", at: sites,
+			ours: policy{padTo: "1000"},
+			steps: func(b *bed) {
+				ours, _ := b.start()
+				if n := ours.GetChildren()[0].GetPadTo(); n != 1000 {
+					b.Errorf("the CHILD SA is padded to %d octets, want 1000", n)
+				}
+				b.ping()
+				for _, sa := range b.wire[0].SAs() {
+					if padded := sa.Dst == b.them.V4.Addr(); padded != (sa.Shortest >= 1000) {
+						b.Errorf("the packets to %s have %d octets and more", sa.Dst, sa.Shortest)
+					}
+				}
+				b.transfer(1 << 20)
+				b.noFailures()
+			}},
 	),
 		scenario{name: "ikev2-childless", shows: "we make an IKE SA without a CHILD SA, and a CHILD SA in it when traffic comes", role: initiator, at: sites,
 			swan: func(c *lab.SwanConn) { c.Settings = []string{"childless = allow"} },

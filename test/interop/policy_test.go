@@ -23,6 +23,7 @@ type policy struct {
 	port     string         // of the remote side (any)
 	auth     string         // spec of the Authentication (the pre-shared key)
 	reauth   string         // (never)
+	padTo    string         // tfc (none)
 	raw      bool           // without UDP where no NAT asks for it, which kernel-libipsec does not know
 }
 
@@ -63,6 +64,9 @@ func (p policy) yaml(e ends) string {
 	encap := !p.raw
 	if p.ah != "" {
 		encap, security = false, ", security: [{ah: {integrity: "+p.ah+"}}]"
+	}
+	if p.padTo != "" {
+		security += ", tfc: {padTo: " + p.padTo + "}"
 	}
 	doc("FilterAction", "protect", "{action: secure, mode: %s, forceEncap: %t, pfs: %s%s}", or(p.mode, "tunnel"), encap, or(p.pfs, "none"), security)
 	doc("Authentication", "auth", "%s", or(p.auth, fmt.Sprintf(`{methods: [{psk: {secret: "file:%s"}}]}`, secretFile)))

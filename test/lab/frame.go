@@ -32,6 +32,7 @@ type Packet struct {
 	Class    Class
 	Src, Dst netip.Addr
 	SPI, Seq uint32
+	Len      int // octets of ESP
 	InUDP    bool
 	What     string // for messages: protocol and ports
 }
@@ -124,7 +125,7 @@ func (c *classifier) transport(p Packet, h ipHeader) Packet {
 	switch h.proto {
 	case unix.IPPROTO_ESP: // RFC 4303 §2: SPI, sequence number
 		if len(b) >= 8 {
-			p.Class, p.SPI, p.Seq = ESP, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])
+			p.Class, p.SPI, p.Seq, p.Len = ESP, binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), len(b)
 		}
 	case unix.IPPROTO_AH: // RFC 4302 §2: next header, length, reserved, SPI, sequence number
 		if len(b) >= 12 {
@@ -164,7 +165,7 @@ func udpPacket(p Packet, header, data []byte) Packet {
 		p.Class = IKE
 	case len(data) >= 8 && binary.BigEndian.Uint32(data) != 0:
 		p.Class, p.InUDP = ESP, true
-		p.SPI, p.Seq = binary.BigEndian.Uint32(data), binary.BigEndian.Uint32(data[4:])
+		p.SPI, p.Seq, p.Len = binary.BigEndian.Uint32(data), binary.BigEndian.Uint32(data[4:]), len(data)
 	}
 	return p
 }

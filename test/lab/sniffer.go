@@ -29,6 +29,8 @@ type WireSA struct {
 	Repeated uint64 // packets whose sequence number was seen before
 	Lowest   uint32
 	Highest  uint32
+	Shortest int // packet of ESP, in octets
+	Longest  int
 
 	seen map[uint32]*[1 << 10]uint64 // by the upper 16 bits: a bit per number
 }
@@ -193,12 +195,13 @@ func (s *Sniffer) recordSA(p Packet) {
 	k := saKey{p.Class, p.Dst, p.SPI}
 	sa := s.sas[k]
 	if sa == nil {
-		sa = &WireSA{Protocol: p.Class, Dst: p.Dst, SPI: p.SPI, Lowest: p.Seq, seen: map[uint32]*[1 << 10]uint64{}}
+		sa = &WireSA{Protocol: p.Class, Dst: p.Dst, SPI: p.SPI, Lowest: p.Seq, Shortest: p.Len, seen: map[uint32]*[1 << 10]uint64{}}
 		s.sas[k] = sa
 	}
 	sa.Packets++
 	sa.InUDP = sa.InUDP || p.InUDP
 	sa.Lowest, sa.Highest = min(sa.Lowest, p.Seq), max(sa.Highest, p.Seq)
+	sa.Shortest, sa.Longest = min(sa.Shortest, p.Len), max(sa.Longest, p.Len)
 	page := sa.seen[p.Seq>>16]
 	if page == nil {
 		page = new([1 << 10]uint64)

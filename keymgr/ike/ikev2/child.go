@@ -103,6 +103,7 @@ func (m *Machine) newChild(n *negotiation, secrets []ipsec.Secret) (uint64, erro
 	in, out := sa, sa
 	in.ID, in.Direction, in.SPI, in.EncrKey, in.IntegKey, in.ReplayWindow = c.In, ipsec.Inbound, n.spi, inEncr, inInteg, t.ReplayWindow
 	out.ID, out.Direction, out.SPI, out.EncrKey, out.IntegKey = c.Out, ipsec.Outbound, n.peerSPI, outEncr, outInteg
+	out.PadTo = c.PadTo
 	c.out = &out
 	if life.TimeSoft > 0 {
 		c.rekeyAt = m.now.Add(life.TimeSoft)
@@ -124,6 +125,9 @@ func (m *Machine) describe(n *negotiation) *child {
 		Resource: n.resource,
 	}}
 	c.fills = n.fills
+	if n.mode == ipsec.ModeTunnel && n.suite.Protocol == ipsec.ProtocolESP && !n.plain {
+		c.PadTo = n.rule.Template.PadTo
+	}
 	m.children = append(m.children, c)
 	n.child = c
 	return c

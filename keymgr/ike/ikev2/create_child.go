@@ -48,6 +48,7 @@ type negotiation struct {
 	fills    bool   // this end makes those for the queues
 	spreads  bool   // the peer sent SA_RESOURCE_INFO
 
+	plain     bool // the peer sent ESP_TFC_PADDING_NOT_SUPPORTED
 	fragments bool // the peer sent NON_FIRST_FRAGMENTS_ALSO, and we are the responder
 	more      bool // another rule of ours would take what the peer proposed besides
 
@@ -86,8 +87,8 @@ func (n *negotiation) payloads() []wire.Payload {
 	if n.rule.Template.Resources > 0 && (n.initiator || n.spreads) {
 		ps = append(ps, resourceInfo(n.resource))
 	}
-	if slices.ContainsFunc(n.sa.Proposals, func(p wire.Proposal) bool { return p.Protocol == wire.ProtocolID(ipsec.ProtocolESP) }) {
-		// We do not strip traffic flow confidentiality padding (RFC 7296 §1.3.1).
+	// In transport mode nothing tells where padding begins (RFC 4303 §2.7).
+	if n.mode == ipsec.ModeTransport && slices.ContainsFunc(n.sa.Proposals, func(p wire.Proposal) bool { return p.Protocol == wire.ProtocolID(ipsec.ProtocolESP) }) {
 		ps = append(ps, &wire.Notify{Message: wire.ESPTFCPaddingNotSupported})
 	}
 	if n.fragments {
@@ -231,6 +232,7 @@ func (m *Machine) childAnswered(msg *message) {
 	if n.replaces == 0 && n.resource == 0 {
 		n.fills = n.rule.Template.Resources > 0 && msg.notify(wire.SAResourceInfo) != nil
 	}
+	n.plain = msg.notify(wire.ESPTFCPaddingNotSupported) != nil
 	transport := msg.notify(wire.UseTransportMode) != nil
 	if transport != (n.mode == ipsec.ModeTransport) {
 		// RFC 7296 §1.3.1: "If this is unacceptable to the initiator, the
@@ -458,6 +460,7 @@ func (m *Machine) serveChild(msg *message) {
 	n.spreads = msg.notify(wire.SAResourceInfo) != nil
 	n.selectors = pairs(n.local, n.remote)
 	n.mode = n.rule.Template.Mode
+	n.plain = msg.notify(wire.ESPTFCPaddingNotSupported) != nil
 	n.more = n.replaces == 0 && m.takesMore(n, msg)
 	// What comes in fragments is made whole before it is compared (RFC 4301 §7.2).
 	n.fragments = n.mode == ipsec.ModeTunnel && msg.notify(wire.NonFirstFragmentsAlso) != nil

@@ -46,8 +46,8 @@ func TestFourMessagesMakeAnIKESAAndAChildSA(t *testing.T) {
 	n, web, db := connected(t, 1, nil)
 	want := `web -> db IKE_SA_INIT request 0 { SA(aes128gcm16-prfsha256-x25519) KE(x25519) N(32) N(NAT_DETECTION_SOURCE_IP) N(NAT_DETECTION_DESTINATION_IP) N(IKEV2_FRAGMENTATION_SUPPORTED) }
 db -> web IKE_SA_INIT response 0 { SA(aes128gcm16-prfsha256-x25519) KE(x25519) N(32) N(NAT_DETECTION_SOURCE_IP) N(NAT_DETECTION_DESTINATION_IP) N(IKEV2_FRAGMENTATION_SUPPORTED) N(CHILDLESS_IKEV2_SUPPORTED) }
-web -> db IKE_AUTH request 1 { IDi(web) IDr(db) AUTH(psk) N(SET_WINDOW_SIZE) N(ESP_TFC_PADDING_NOT_SUPPORTED) SA(aes128gcm16-esn-noesn) TSi(10.1.0.0/16) TSr(10.2.0.0/16) }
-db -> web IKE_AUTH response 1 { IDr(db) AUTH(psk) N(SET_WINDOW_SIZE) N(ESP_TFC_PADDING_NOT_SUPPORTED) SA(aes128gcm16-esn) TSi(10.1.0.0/16) TSr(10.2.0.0/16) }
+web -> db IKE_AUTH request 1 { IDi(web) IDr(db) AUTH(psk) N(SET_WINDOW_SIZE) SA(aes128gcm16-esn-noesn) TSi(10.1.0.0/16) TSr(10.2.0.0/16) }
+db -> web IKE_AUTH response 1 { IDr(db) AUTH(psk) N(SET_WINDOW_SIZE) SA(aes128gcm16-esn) TSi(10.1.0.0/16) TSr(10.2.0.0/16) }
 `
 	if got := n.LadderText(0); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)

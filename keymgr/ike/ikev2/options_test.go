@@ -163,3 +163,46 @@ func reseal(t *testing.T, mark string, change func([]wire.Payload) []wire.Payloa
 		return []iketest.Packet{p}
 	}
 }
+
+// RFC 7296 §1.3.1: traffic flow confidentiality padding goes to a peer that has not said
+// that it does not strip it; we say so in transport mode (RFC 4303 §2.7).
+func TestTFCPadding(t *testing.T) {
+	for _, tc := range []struct {
+		mode    ipsec.Mode
+		refused string // whose message gets ESP_TFC_PADDING_NOT_SUPPORTED
+		web, db uint16
+	}{
+		{mode: ipsec.ModeTunnel, web: 1000, db: 1000},
+		{mode: ipsec.ModeTunnel, refused: "IKE_AUTH response", db: 1000},
+		{mode: ipsec.ModeTunnel, refused: "IKE_AUTH request", web: 1000},
+		{mode: ipsec.ModeTransport},
+	} {
+		n, web, db := iketest.Pair(t, 1, func(w, d *iketest.Side) {
+			if w.Mode, d.Mode = tc.mode, tc.mode; tc.mode == ipsec.ModeTransport {
+				w.Local, w.Remote, d.Local, d.Remote = "10.0.0.0/24", "10.0.0.0/24", "10.0.0.0/24", "10.0.0.0/24"
+			}
+		})
+		web.Policy.Rules[0].Template.PadTo, db.Policy.Rules[0].Template.PadTo = 1000, 1000
+		if tc.refused != "" {
+			n.Hook = reseal(t, tc.refused, func(ps []wire.Payload) []wire.Payload {
+				return append(ps, &wire.Notify{Message: wire.ESPTFCPaddingNotSupported})
+			})
+		}
+		web.Connect("rule", nil)
+		n.Run(time.Second)
+		mustBeUp(t, n, web, db)
+		if got := strings.Count(n.LadderText(0), "ESP_TFC_PADDING_NOT_SUPPORTED") == 2; got != (tc.mode == ipsec.ModeTransport) {
+			t.Errorf("%s mode: said by both %t\n%s", tc.mode, got, n.LadderText(0))
+		}
+		for h, want := range map[*iketest.Host]uint16{web: tc.web, db: tc.db} {
+			if c := h.Children()[0]; c.PadTo != want {
+				t.Errorf("%s, %s: padded to %d, want %d", tc.refused, h.Name, c.PadTo, want)
+			}
+			for _, sa := range h.SAs {
+				if sa.Direction == ipsec.Outbound && sa.PadTo != want || sa.Direction == ipsec.Inbound && sa.PadTo != 0 {
+					t.Errorf("%s, %s: SA %s padded to %d", tc.refused, h.Name, sa.Direction, sa.PadTo)
+				}
+			}
+		}
+	}
+}

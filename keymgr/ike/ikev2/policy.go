@@ -52,9 +52,9 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 			continue
 		}
 		m.fill(c)
-		// Its limits are in the worker: a rekey brings the new ones.
+		// Its limits and padding are in the worker: a rekey brings the new ones.
 		was, ok := ruleNamed(before, p.Name, c.Rule)
-		if is, _ := m.ruleOf(c.Rule); ok && was.Template.Lifetime != is.Template.Lifetime {
+		if is, _ := m.ruleOf(c.Rule); ok && (was.Template.Lifetime != is.Template.Lifetime || was.Template.PadTo != is.Template.PadTo) {
 			c.rekeyAt = m.now.Add(m.below(changeSpread))
 		}
 	}

@@ -231,6 +231,7 @@ func (c *child) archive(a *archive.Coder) {
 	a.Time(&d.Since)
 	archive.Num(a, &d.Rekeyed)
 	archive.Num(a, &d.Resource)
+	archive.Num(a, &d.PadTo)
 
 	archive.Num(a, &c.state)
 	archive.Num(a, &c.protocol)
@@ -333,6 +334,7 @@ func (n *negotiation) archive(c *archive.Coder, m *Machine) {
 	archive.Num(c, &n.resource)
 	c.Bool(&n.fills)
 	c.Bool(&n.spreads)
+	c.Bool(&n.plain)
 	c.Bool(&n.fragments)
 	c.Bool(&n.more)
 	archive.Num(c, &n.old)

@@ -77,6 +77,9 @@ func (c *cli) saList() *cobra.Command {
 						if r := ch.GetResource(); r != 0 {
 							how += fmt.Sprintf(" queue %d", r-1)
 						}
+						if n := ch.GetPadTo(); n != 0 {
+							how += " padded to " + ipsec.PadName(uint16(n))
+						}
 						t.line("  child %d  %s  %s  %s  spi in %08x out %08x  rekeyed %d  up %s", ch.GetId(), ch.GetRule(), how,
 							ch.GetSuite(), ch.GetSpiIn(), ch.GetSpiOut(), ch.GetRekeyed(), age(ch.GetSince()))
 						t.line("    %s", strings.Join(ch.GetSelectors(), ", "))

@@ -123,7 +123,7 @@ var someSA = rapid.Custom(func(t *rapid.T) *ipsec.SA {
 		ReplayWindow: rapid.Uint32().Draw(t, "window"), ReplayFloor: n64.Draw(t, "floor"),
 		Lease: ipsec.Lease{First: n64.Draw(t, "first"), Last: n64.Draw(t, "last")}, Lifetime: lifetime.Draw(t, "lifetime"),
 		Rule: word.Draw(t, "rule"), Peer: word.Draw(t, "peer"), Child: n64.Draw(t, "child"),
-		Resource: rapid.Uint32().Draw(t, "resource"),
+		Resource: rapid.Uint32().Draw(t, "resource"), PadTo: rapid.Uint16().Draw(t, "pad"),
 	}
 	if rapid.Bool().Draw(t, "encap") {
 		sa.Encap = &ipsec.Encap{LocalPort: rapid.Uint16().Draw(t, "lp"), RemotePort: rapid.Uint16().Draw(t, "rp"), TCP: rapid.Bool().Draw(t, "tcp")}
@@ -150,7 +150,7 @@ var someRule = rapid.Custom(func(t *rapid.T) *ipsec.Rule {
 		PFS:       rapid.Uint16().Draw(t, "pfs"), Lifetime: lifetime.Draw(t, "lifetime"), ReplayWindow: rapid.Uint32().Draw(t, "window"),
 		ForceEncap: rapid.Bool().Draw(t, "encap"), AcceptClear: rapid.Bool().Draw(t, "accept"), FallbackClear: rapid.Bool().Draw(t, "fallback"),
 		Outer:     ipsec.OuterHeader{DF: ipsec.DF(rapid.IntRange(0, 3).Draw(t, "df")), CopyLabel: rapid.Bool().Draw(t, "label")},
-		Resources: rapid.Uint32().Draw(t, "resources"),
+		Resources: rapid.Uint32().Draw(t, "resources"), PadTo: rapid.Uint16().Draw(t, "pad"),
 	}
 	return r
 })
@@ -305,11 +305,11 @@ func TestNoFieldIsForgotten(t *testing.T) {
 		Encap: &ipsec.Encap{LocalPort: 4500, RemotePort: 4501, TCP: true}, Suite: ipsec.Suite{Protocol: 50, Encr: tr(1), Integ: tr(2), PRF: tr(3), KE: tr(4), ESN: true,
 			ADDKE: [ipsec.MaxADDKE]ipsec.Transform{{Type: ipsec.TransformADDKE, ID: 36}, 2: {Type: ipsec.TransformADDKE + 2, ID: 37}}},
 		EncrKey: ipsec.NewSecret([]byte("encr")), IntegKey: ipsec.NewSecret([]byte("integ")), Selectors: []ipsec.Selector{sel},
-		ReplayWindow: 1024, ReplayFloor: 9, Lease: ipsec.Lease{First: 7, Last: 8}, Lifetime: life, Rule: "r", Peer: "p", Child: 10, Resource: 11,
+		ReplayWindow: 1024, ReplayFloor: 9, Lease: ipsec.Lease{First: 7, Last: 8}, Lifetime: life, Rule: "r", Peer: "p", Child: 10, Resource: 11, PadTo: 1200,
 	}
 	rule := &ipsec.Rule{
 		Name: "n", Policy: "p", Weight: 1, Direction: ipsec.Both, Selector: sel, Action: ipsec.ActionSecure, Peer: "peer",
-		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true, Resources: 3, Outer: ipsec.OuterHeader{DF: ipsec.DFSet, FixedDSCP: true, DSCP: 9, CopyLabel: true}},
+		Template: &ipsec.Template{Mode: ipsec.ModeTunnel, Proposals: esp, PFS: 31, Lifetime: life, ReplayWindow: 64, ForceEncap: true, AcceptClear: true, FallbackClear: true, Resources: 3, PadTo: 1200, Outer: ipsec.OuterHeader{DF: ipsec.DFSet, FixedDSCP: true, DSCP: 9, CopyLabel: true}},
 	}
 	cert := &ipsec.CertificateAuth{Trust: []string{"file:ca"}, Credential: "file:own", PeerIdentity: "*.x", Revocation: ipsec.RevocationHard,
 		RevocationURLs: []string{"http://crl.x/"}, AllowLegacy: true}

@@ -28,7 +28,7 @@ func ToRule(r *ipsec.Rule) *policyv1.Rule {
 		m.Template = &policyv1.Template{
 			Mode: ipsecv1.Mode(t.Mode), Proposals: toProposals(t.Proposals), Pfs: uint32(t.PFS),
 			Lifetime: toLifetime(t.Lifetime), ReplayWindow: t.ReplayWindow, ForceEncap: t.ForceEncap,
-			AcceptClear: t.AcceptClear, FallbackClear: t.FallbackClear, Outer: toOuter(t.Outer), Resources: t.Resources,
+			AcceptClear: t.AcceptClear, FallbackClear: t.FallbackClear, Outer: toOuter(t.Outer), Resources: t.Resources, PadTo: uint32(t.PadTo),
 		}
 	}
 	return m
@@ -63,7 +63,7 @@ func FromRule(m *policyv1.Rule) (*ipsec.Rule, error) {
 	}
 	r.Template = &ipsec.Template{
 		Mode: small[ipsec.Mode](t.GetMode()), PFS: uint16(t.GetPfs()), ReplayWindow: t.GetReplayWindow(),
-		ForceEncap: t.GetForceEncap(), AcceptClear: t.GetAcceptClear(), FallbackClear: t.GetFallbackClear(), Resources: t.GetResources(),
+		ForceEncap: t.GetForceEncap(), AcceptClear: t.GetAcceptClear(), FallbackClear: t.GetFallbackClear(), Resources: t.GetResources(), PadTo: uint16(min(t.GetPadTo(), ipsec.PadToMTU)),
 	}
 	if t.GetPfs() > 65535 {
 		return nil, fmt.Errorf("rule %s: key exchange is %d, want 0 to 65535", r.Name, t.GetPfs())

@@ -32,6 +32,7 @@ func ToSA(sa *ipsec.SA) *ipsecv1.SecurityAssociation {
 		Peer:         sa.Peer,
 		Child:        sa.Child,
 		Resource:     sa.Resource,
+		PadTo:        uint32(sa.PadTo),
 	}
 	if sa.Encap != nil {
 		m.Encap = &ipsecv1.Encap{LocalPort: uint32(sa.Encap.LocalPort), RemotePort: uint32(sa.Encap.RemotePort), Tcp: sa.Encap.TCP}
@@ -59,6 +60,7 @@ func FromSA(m *ipsecv1.SecurityAssociation) (*ipsec.SA, error) {
 		Peer:         m.GetPeer(),
 		Child:        m.GetChild(),
 		Resource:     m.GetResource(),
+		PadTo:        uint16(min(m.GetPadTo(), ipsec.PadToMTU)),
 	}
 	m.EncrKey, m.IntegKey = nil, nil
 	fail := func(err error) (*ipsec.SA, error) {

@@ -60,7 +60,7 @@ func toIKESA(sa *engine.IKESA) *keymgrv1.IkeSa {
 func toChild(c ike.Child) *keymgrv1.ChildSa {
 	m := &keymgrv1.ChildSa{
 		Id: c.ID, Rule: c.Rule, Suite: c.Suite.String(), Mode: ipsecv1.Mode(c.Mode), Encap: c.Encap,
-		Protocol: uint32(c.Suite.Protocol), Resource: c.Resource,
+		Protocol: uint32(c.Suite.Protocol), Resource: c.Resource, PadTo: uint32(c.PadTo),
 		SpiIn: uint32(c.SPIIn), SpiOut: uint32(c.SPIOut), Since: convert.Time(c.Since), Rekeyed: c.Rekeyed,
 	}
 	for _, sel := range c.Selectors {

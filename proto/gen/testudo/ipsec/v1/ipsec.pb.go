@@ -941,7 +941,10 @@ type SecurityAssociation struct {
 	Child uint64 `protobuf:"varint,19,opt,name=child,proto3" json:"child,omitempty"`
 	// Outbound: 0 for an SA that any queue may use, n for one of queue n-1 alone
 	// (RFC 9611).
-	Resource      uint32 `protobuf:"varint,20,opt,name=resource,proto3" json:"resource,omitempty"`
+	Resource uint32 `protobuf:"varint,20,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Outbound: shorter packets are padded to so many octets (RFC 4303 section 2.7); 0
+	// for none, 65535 for as many as the path carries.
+	PadTo         uint32 `protobuf:"varint,21,opt,name=pad_to,json=padTo,proto3" json:"pad_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1116,6 +1119,13 @@ func (x *SecurityAssociation) GetResource() uint32 {
 	return 0
 }
 
+func (x *SecurityAssociation) GetPadTo() uint32 {
+	if x != nil {
+		return x.PadTo
+	}
+	return 0
+}
+
 // What a worker reports of an SA.
 type SaCounters struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1276,7 +1286,7 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"local_port\x18\x01 \x01(\rR\tlocalPort\x12\x1f\n" +
 	"\vremote_port\x18\x02 \x01(\rR\n" +
 	"remotePort\x12\x10\n" +
-	"\x03tcp\x18\x03 \x01(\bR\x03tcp\"\xcb\x05\n" +
+	"\x03tcp\x18\x03 \x01(\bR\x03tcp\"\xe2\x05\n" +
 	"\x13SecurityAssociation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x129\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x1b.testudo.ipsec.v1.DirectionR\tdirection\x12\x1a\n" +
@@ -1298,7 +1308,8 @@ const file_testudo_ipsec_v1_ipsec_proto_rawDesc = "" +
 	"\x04rule\x18\x11 \x01(\tR\x04rule\x12\x12\n" +
 	"\x04peer\x18\x12 \x01(\tR\x04peer\x12\x14\n" +
 	"\x05child\x18\x13 \x01(\x04R\x05child\x12\x1a\n" +
-	"\bresource\x18\x14 \x01(\rR\bresource\"\xd8\x01\n" +
+	"\bresource\x18\x14 \x01(\rR\bresource\x12\x15\n" +
+	"\x06pad_to\x18\x15 \x01(\rR\x05padTo\"\xd8\x01\n" +
 	"\n" +
 	"SaCounters\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +

@@ -388,7 +388,10 @@ type ChildSa struct {
 	Protocol uint32 `protobuf:"varint,15,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// 0 for an SA that any queue of the worker may use, n for one of queue n-1 alone
 	// (RFC 9611).
-	Resource      uint32 `protobuf:"varint,16,opt,name=resource,proto3" json:"resource,omitempty"`
+	Resource uint32 `protobuf:"varint,16,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Shorter packets are padded to so many octets on the way out; 0 for none, 65535 for
+	// as many as the path carries.
+	PadTo         uint32 `protobuf:"varint,17,opt,name=pad_to,json=padTo,proto3" json:"pad_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -531,6 +534,13 @@ func (x *ChildSa) GetProtocol() uint32 {
 func (x *ChildSa) GetResource() uint32 {
 	if x != nil {
 		return x.Resource
+	}
+	return 0
+}
+
+func (x *ChildSa) GetPadTo() uint32 {
+	if x != nil {
+		return x.PadTo
 	}
 	return 0
 }
@@ -1958,7 +1968,7 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"remoteAuth\x12\x15\n" +
 	"\x06ppk_id\x18\x13 \x01(\tR\x05ppkId\x127\n" +
 	"\treauth_at\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breauthAt\x12\x10\n" +
-	"\x03tcp\x18\x15 \x01(\bR\x03tcp\"\xe5\x03\n" +
+	"\x03tcp\x18\x15 \x01(\bR\x03tcp\"\xfc\x03\n" +
 	"\aChildSa\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +
@@ -1976,7 +1986,8 @@ const file_testudo_keymgr_v1_key_manager_proto_rawDesc = "" +
 	"\x06in_bps\x18\r \x01(\x01R\x05inBps\x12\x17\n" +
 	"\aout_bps\x18\x0e \x01(\x01R\x06outBps\x12\x1a\n" +
 	"\bprotocol\x18\x0f \x01(\rR\bprotocol\x12\x1a\n" +
-	"\bresource\x18\x10 \x01(\rR\bresource\"\x14\n" +
+	"\bresource\x18\x10 \x01(\rR\bresource\x12\x15\n" +
+	"\x06pad_to\x18\x11 \x01(\rR\x05padTo\"\x14\n" +
 	"\x12ListWorkersRequest\"J\n" +
 	"\x13ListWorkersResponse\x123\n" +
 	"\aworkers\x18\x01 \x03(\v2\x19.testudo.keymgr.v1.WorkerR\aworkers\"\x87\x02\n" +

@@ -840,7 +840,10 @@ type Template struct {
 	// CHILD SAs beside the first, one for each of so many queues (RFC 9611).
 	Resources uint32 `protobuf:"varint,9,opt,name=resources,proto3" json:"resources,omitempty"`
 	// How tunnel mode fills the outer header; absent for the defaults.
-	Outer         *OuterHeader `protobuf:"bytes,10,opt,name=outer,proto3" json:"outer,omitempty"`
+	Outer *OuterHeader `protobuf:"bytes,10,opt,name=outer,proto3" json:"outer,omitempty"`
+	// Shorter packets are padded to so many octets (RFC 4303 section 2.7); 0 for none,
+	// 65535 for as many as the path carries.
+	PadTo         uint32 `protobuf:"varint,11,opt,name=pad_to,json=padTo,proto3" json:"pad_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -943,6 +946,13 @@ func (x *Template) GetOuter() *OuterHeader {
 		return x.Outer
 	}
 	return nil
+}
+
+func (x *Template) GetPadTo() uint32 {
+	if x != nil {
+		return x.PadTo
+	}
+	return 0
 }
 
 // How tunnel mode fills the outer header (RFC 4301 section 5.1.2).
@@ -1512,7 +1522,7 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\bselector\x18\x05 \x01(\v2\x1a.testudo.ipsec.v1.SelectorR\bselector\x120\n" +
 	"\x06action\x18\x06 \x01(\x0e2\x18.testudo.ipsec.v1.ActionR\x06action\x127\n" +
 	"\btemplate\x18\a \x01(\v2\x1b.testudo.policy.v1.TemplateR\btemplate\x12\x12\n" +
-	"\x04peer\x18\b \x01(\tR\x04peer\"\x9e\x03\n" +
+	"\x04peer\x18\b \x01(\tR\x04peer\"\xb5\x03\n" +
 	"\bTemplate\x12*\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x16.testudo.ipsec.v1.ModeR\x04mode\x128\n" +
 	"\tproposals\x18\x02 \x03(\v2\x1a.testudo.ipsec.v1.ProposalR\tproposals\x12\x10\n" +
@@ -1525,7 +1535,8 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\x0efallback_clear\x18\b \x01(\bR\rfallbackClear\x12\x1c\n" +
 	"\tresources\x18\t \x01(\rR\tresources\x124\n" +
 	"\x05outer\x18\n" +
-	" \x01(\v2\x1e.testudo.policy.v1.OuterHeaderR\x05outer\"g\n" +
+	" \x01(\v2\x1e.testudo.policy.v1.OuterHeaderR\x05outer\x12\x15\n" +
+	"\x06pad_to\x18\v \x01(\rR\x05padTo\"g\n" +
 	"\vOuterHeader\x12\x0e\n" +
 	"\x02df\x18\x01 \x01(\rR\x02df\x12\x17\n" +
 	"\x04dscp\x18\x02 \x01(\rH\x00R\x04dscp\x88\x01\x01\x12&\n" +
