@@ -35,5 +35,5 @@
 //
 // Whoever asks under an IKE SA that was lost is told so, with a token (qcd.go).
 //
-// Limitations. IKEv1 is dropped and counted. INITIAL_CONTACT is never sent.
+// Limitations. IKEv1 is dropped and counted.
 package engine

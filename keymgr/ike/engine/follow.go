@@ -12,7 +12,8 @@ import (
 
 // initialContact drops the older IKE SAs with a peer that has no other than the
 // present one (RFC 7296 §2.4): it has forgotten them, so it gets no deletes. Each
-// is asked on its own shard, for only there its identity is known.
+// is asked on its own shard, for only there its identity is known. One that came about
+// after this one had begun is none of them: both ends began at the same time.
 func (n *node) initialContact(c *cell, f ike.InitialContact) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -21,7 +22,7 @@ func (n *node) initialContact(c *cell, f ike.InitialContact) {
 			continue
 		}
 		x.shard.inbox.post(item{fn: func() {
-			if info, ok := x.shard.info(x); ok && info.RemoteID == f.RemoteID.String() {
+			if info, ok := x.shard.info(x); ok && info.RemoteID == f.RemoteID.String() && info.Since.Before(c.began) {
 				x.shard.retire(x, whyForgotten)
 			}
 		}})

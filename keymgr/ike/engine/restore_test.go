@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -522,4 +523,38 @@ func TestInitialContactOfAHostThatHasLostEverything(t *testing.T) {
 			p.mustForward()
 		})
 	}
+}
+
+// Both ends begin at the same time, each alone, and the second IKE_AUTH arrives late:
+// when the first IKE SA is up, which the sender did not know of.
+func TestInitialContactSparesIKESAsThatCameMeanwhile(t *testing.T) {
+	inPair(t, 1, nil, func(t *testing.T, p *pair) {
+		lost := false
+		p.lose = func(h *host, data []byte) bool {
+			const exchange, ikeAuth, flags, initiator = 18, 35, 19, 0x08
+			data = bytes.TrimPrefix(data, make([]byte, 4)) // on port 4500
+			if lost || h != p.b || data[exchange] != ikeAuth || data[flags]&initiator == 0 {
+				return false
+			}
+			lost = true
+			return true
+		}
+		p.a.acquire(1)
+		p.b.acquire(1)
+		p.after(20 * time.Second)
+		if !lost {
+			t.Fatal("b sent no IKE_AUTH")
+		}
+		spis := func(node string) (out [][2]uint64) {
+			for _, sa := range p.list(t, engine.Filter{Node: node}) {
+				out = append(out, [2]uint64{min(sa.LocalSPI, sa.RemoteSPI), max(sa.LocalSPI, sa.RemoteSPI)})
+			}
+			slices.SortFunc(out, func(a, b [2]uint64) int { return slices.Compare(a[:], b[:]) })
+			return out
+		}
+		if a, b := spis("a"), spis("b"); len(a) == 0 || !slices.Equal(a, b) {
+			t.Errorf("a has the IKE SAs %x, b has %x; want the same", a, b)
+		}
+		p.mustForward()
+	})
 }
