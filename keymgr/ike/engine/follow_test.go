@@ -85,3 +85,39 @@ func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
 		}
 	})
 }
+
+// Both ends start at once, each says INITIAL_CONTACT, and what one says comes late: it
+// asserts nothing of the IKE SA that was made meanwhile.
+func TestInitialContactOfBothEndsAtOnce(t *testing.T) {
+	inPair(t, 1, nil, func(t *testing.T, p *pair) {
+		lost := false
+		p.lose = func(from *host, data []byte) bool {
+			h, err := wire.ParseHeader(data)
+			if err == nil && !lost && from == p.b && h.Exchange == wire.IKEAuth && !h.Response() {
+				lost = true
+				return true
+			}
+			return false
+		}
+		p.b.acquire(1)
+		p.a.acquire(1)
+		p.after(3 * time.Second) // before duplicates are closed
+		for _, end := range [][2]string{{"a", "b"}, {"b", "a"}} {
+			there := map[uint64]bool{}
+			for _, sa := range p.list(t, engine.Filter{Node: end[1]}) {
+				there[sa.RemoteSPI] = true
+			}
+			sas := p.list(t, engine.Filter{Node: end[0]})
+			for _, sa := range sas {
+				if !there[sa.LocalSPI] {
+					t.Errorf("%s has dropped IKE SA %016x, which %s has", end[1], sa.LocalSPI, end[0])
+				}
+			}
+			if !lost || len(sas) != 2 {
+				t.Errorf("%s has %d IKE SAs, want 2", end[0], len(sas))
+			}
+		}
+		p.after(time.Minute)
+		p.mustForward()
+	})
+}
