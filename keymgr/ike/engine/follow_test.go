@@ -1,7 +1,9 @@
 package engine_test
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -119,5 +121,40 @@ func TestInitialContactOfBothEndsAtOnce(t *testing.T) {
 		}
 		p.after(time.Minute)
 		p.mustForward()
+	})
+}
+
+// The policy and the addresses change just when an IKE SA is replaced: what is posted to
+// the old machine is not for the new one any more, which hears of both nevertheless.
+func TestAHeirHearsOfWhatChangesMeanwhile(t *testing.T) {
+	var change func()
+	var heard []string
+	heir := func(_ *script, ev ike.Event) []ike.Effect {
+		switch ev := ev.(type) {
+		case ike.PolicyChanged:
+			heard = append(heard, "policy "+ev.Policy.Version.String())
+		case ike.Addresses:
+			heard = append(heard, fmt.Sprint("addresses ", ev.Local))
+		}
+		return nil
+	}
+	handle := func(m *script, ev ike.Event) []ike.Effect {
+		if _, ok := ev.(ike.Datagram); !ok {
+			return nil
+		}
+		change()
+		next := &script{handler: heir, env: m.env, info: m.info}
+		next.info.LocalSPI++
+		return []ike.Effect{ike.Established{}, ike.Spawn{Machine: next}}
+	}
+	hostile(t, nil, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		changed := policy(t, "a", "192.0.2.1", "b", "192.0.2.2", 1)
+		changed.Version.Revision, changed.Peers[0].Remote, changed.Peers[0].Mobike = 2, nil, true
+		change = func() { e.SetPolicy("a", changed) }
+		h.report(request("198.51.100.1", initRequest(1)))
+		h.lab.after(time.Second)
+		if want := []string{"policy " + changed.Version.String(), "addresses [192.0.2.1]"}; !slices.Equal(heard, want) {
+			t.Errorf("the new machine heard of %q, want %q", heard, want)
+		}
 	})
 }

@@ -150,6 +150,10 @@ func (n *node) adopt(c, h *cell, info ike.Info) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cells[h] = true
+	if n.policy != nil {
+		h.post(ike.PolicyChanged{Policy: n.policy}) // it may have changed when only c could hear of it
+	}
+	n.tellAddresses(h)
 	p := n.peer(info.Peer)
 	h.peer, c.heir = info.Peer, h
 	h.inheritReauth(c)
