@@ -140,6 +140,7 @@ func startCommand(t testing.TB, role string, argv ...string) *child {
 	c := &child{t: t, cmd: exec.Command(argv[0], argv[1:]...), log: &bytes.Buffer{}}
 	c.cmd.Env = append(os.Environ(), roleVariable+"="+role)
 	c.cmd.Stderr = c.log
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it does not outlive a test that is killed
 	var err error
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
