@@ -10,7 +10,9 @@ import (
 )
 
 // Move changes the outer addresses of an SA, and returns the operation that tells
-// the worker. It is to be Reinstalled.
+// the worker. It is to be Reinstalled. The worker gets an outbound SA anew, with a lease
+// of its own: after eight moves without a packet in between an ESN SA is at MaxJump and
+// is replaced, which costs one exchange.
 func (n *Node) Move(now time.Time, id ipsec.SAID, local, remote netip.Addr, encap *ipsec.Encap) (push.Install, error) {
 	e := n.sas[id]
 	if e == nil {

@@ -96,3 +96,50 @@ func moving(t *testing.T, p *lab.Probe) {
 		return nil
 	})
 }
+
+// A policy with another authentication replaces the IKE SA that is up, and one with
+// another lifetime the CHILD SA, while traffic goes on.
+func TestAuthenticationAndLifetimeChangeUnderTraffic(t *testing.T) {
+	first := protectPair("")
+	b := newPair(t, first, fleet.Options{Secrets: map[string]string{"other.psk": fleet.RandomPSK()}})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	old := b.onlyIKE("a", "b")
+	probe := b.A.Node.StartProbe(b.B, false, pace)
+	moving(t, probe)
+
+	second := strings.Replace(first, "file:"+fleet.PSK, "file:other.psk", 1)
+	b.Apply(second)
+	b.WaitInSync()
+	lab.WaitFor(t, 3*limit, "one other IKE SA", func() error {
+		for _, n := range []string{"a", "b"} {
+			sas := b.SAs(n)
+			if len(sas) != 1 || len(sas[0].GetChildren()) != 1 || sas[0].GetLocalSpi() == old.GetLocalSpi() || sas[0].GetRemoteSpi() == old.GetLocalSpi() {
+				return fmt.Errorf("node %s has %v", n, sas)
+			}
+		}
+		return nil
+	})
+	moving(t, probe)
+
+	old = b.onlyIKE("a", "b")
+	b.Apply(strings.Replace(second, "action: secure", "action: secure, lifetime: {bytes: 1GiB}", 1))
+	b.WaitInSync()
+	lab.WaitFor(t, 2*limit, "the CHILD SA to be rekeyed", func() error {
+		if c := b.Children("a"); len(c) != 1 || c[0].GetId() == old.GetChildren()[0].GetId() {
+			return fmt.Errorf("a has %v", c)
+		}
+		return nil
+	})
+	moving(t, probe)
+	if now := b.onlyIKE("a", "b"); now.GetLocalSpi() != old.GetLocalSpi() {
+		t.Errorf("IKE SA %v, before %v; want the same", now, old)
+	}
+	r := probe.Stop()
+	t.Logf("%v", r)
+	if r.Lost > 0 {
+		t.Errorf("%v; want none lost", r)
+	}
+	if fs := b.Failures(""); len(fs) != 0 {
+		t.Errorf("failures: %v; want none", fs)
+	}
+}
