@@ -60,6 +60,9 @@ type builder struct {
 	t      *tree
 	covers func(int32) bool
 	budget int
+
+	stack         []int32 // the members of the nodes from the root to the one at hand
+	firsts, lasts []u128  // scratch
 }
 
 func (b *builder) build(at int32, members []int32, region box, depth int) {
@@ -76,22 +79,26 @@ func (b *builder) build(at int32, members []int32, region box, depth int) {
 	left, right := region, region
 	left.d[dim].last = before(v)
 	right.d[dim].first = v
-	var lm, rm []int32
+	start := len(b.stack)
 	for _, m := range members {
-		s := b.t.boxes[m].d[dim]
-		if s.first.less(v) {
-			lm = append(lm, m)
-		}
-		if !s.last.less(v) {
-			rm = append(rm, m)
+		if b.t.boxes[m].d[dim].first.less(v) {
+			b.stack = append(b.stack, m)
 		}
 	}
+	middle := len(b.stack)
+	for _, m := range members {
+		if !b.t.boxes[m].d[dim].last.less(v) {
+			b.stack = append(b.stack, m)
+		}
+	}
+	lm, rm := b.stack[start:middle], b.stack[middle:]
 	b.budget -= len(lm) + len(rm) - len(members)
 	child := int32(len(b.t.nodes))
 	b.t.nodes = append(b.t.nodes, node{}, node{})
 	b.t.nodes[at] = node{at: v, dim: uint8(dim), left: child}
 	b.build(child, lm, left, depth+1)
 	b.build(child+1, rm, right, depth+1)
+	b.stack = b.stack[:start]
 }
 
 // before is v-1; v is never the first value of a region.
@@ -126,30 +133,63 @@ func (b *builder) prune(members []int32, region box) []int32 {
 	return members
 }
 
+// sample is how many members propose where to split.
+const sample = 64
+
 // split picks the value that leaves the smallest larger half, over all
-// dimensions, and prefers the split that duplicates less.
+// dimensions, and prefers the split that duplicates less. It chooses among a few
+// boundaries, around the middle of those of a sample.
 func (b *builder) split(members []int32, region box) (dim int, v u128, ok bool) {
 	best := len(members) * 4
-	firsts, lasts := make([]u128, 0, len(members)), make([]u128, 0, len(members))
 	for d := range dims {
-		firsts, lasts = firsts[:0], lasts[:0]
-		for _, m := range members {
-			s := b.t.boxes[m].d[d]
-			firsts = append(firsts, s.first)
-			lasts = append(lasts, s.last.next())
+		r := region.d[d]
+		firsts, lasts := b.firsts[:0], b.lasts[:0]
+		// The last to begin and the first to end are always asked.
+		begin, end, inside := r.first, r.last, false
+		step := (len(members) + sample - 1) / sample
+		for i, m := range members {
+			s := &b.t.boxes[m].d[d]
+			if r.first.less(s.first) {
+				inside = true
+				if begin.less(s.first) {
+					begin = s.first
+				}
+			}
+			if s.last.less(r.last) {
+				inside = true
+				if s.last.less(end) {
+					end = s.last
+				}
+			}
+			if i%step == 0 {
+				firsts, lasts = append(firsts, s.first), append(lasts, s.last.next())
+			}
+		}
+		b.firsts, b.lasts = firsts, lasts
+		if !inside {
+			continue // every rule covers the whole of it
 		}
 		slices.SortFunc(firsts, compare)
 		slices.SortFunc(lasts, compare)
-		for _, c := range candidates(firsts, lasts) {
-			if !region.d[d].first.less(c) || region.d[d].last.less(c) {
+		n := len(firsts)
+		for _, c := range [...]u128{
+			firsts[n/4], lasts[n/4], firsts[n/2], lasts[n/2], firsts[n*3/4], lasts[n*3/4], begin, end.next(),
+		} {
+			if !r.first.less(c) || r.last.less(c) {
 				continue
 			}
-			// A rule goes left when it starts before c, right when it ends at
-			// or after it.
-			l, _ := slices.BinarySearchFunc(firsts, c, compare)
-			ended, _ := slices.BinarySearchFunc(lasts, c.next(), compare)
-			r := len(members) - ended
-			if cost := 2*max(l, r) + l + r; l < len(members) && r < len(members) && cost < best {
+			// A rule goes left when it starts before c, right when it ends at or after it.
+			left, right := 0, 0
+			for _, m := range members {
+				s := &b.t.boxes[m].d[d]
+				if s.first.less(c) {
+					left++
+				}
+				if !s.last.less(c) {
+					right++
+				}
+			}
+			if cost := 2*max(left, right) + left + right; left < len(members) && right < len(members) && cost < best {
 				best, dim, v, ok = cost, d, c, true
 			}
 		}
@@ -157,18 +197,11 @@ func (b *builder) split(members []int32, region box) (dim int, v u128, ok bool) 
 	return dim, v, ok
 }
 
-// candidates are a few boundaries around the middle of both lists.
-func candidates(firsts, lasts []u128) []u128 {
-	n := len(firsts)
-	var out []u128
-	for _, q := range []int{n / 4, n / 2, n * 3 / 4} {
-		out = append(out, firsts[q], lasts[q])
-	}
-	return append(out, firsts[n-1], lasts[0])
-}
-
 func compare(a, b u128) int {
-	return cmp.Or(cmp.Compare(a.hi, b.hi), cmp.Compare(a.lo, b.lo))
+	if c := cmp.Compare(a.hi, b.hi); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.lo, b.lo)
 }
 
 // find is the leaf list of a key.
