@@ -30,9 +30,11 @@ type child struct {
 	asked    []asked   // until the worker has answered: saved.go
 	inAsked  bool      // the worker may have it
 	outAsked bool
-	reported bool      // ChildUp
-	fills    bool      // this end makes those for the queues beside it (resource.go)
-	outAt    time.Time // when the outbound SA of a queue is installed
+	reported bool           // ChildUp
+	fills    bool           // this end makes those for the queues beside it (resource.go)
+	life     ipsec.Lifetime // of the rule when it was made,
+	pad      uint16         // and its padding
+	outAt    time.Time      // when the outbound SA of a queue is installed
 	rekeyAt  time.Time
 	dieAt    time.Time
 }
@@ -124,7 +126,7 @@ func (m *Machine) describe(n *negotiation) *child {
 		In: ipsec.SAID(m.nextID()), Out: ipsec.SAID(m.nextID()), SPIIn: n.spi, SPIOut: n.peerSPI, Since: m.now, Rekeyed: n.rekeyed,
 		Resource: n.resource,
 	}}
-	c.fills = n.fills
+	c.fills, c.life, c.pad = n.fills, n.rule.Template.Lifetime, n.rule.Template.PadTo
 	if n.mode == ipsec.ModeTunnel && n.suite.Protocol == ipsec.ProtocolESP && !n.plain {
 		c.PadTo = n.rule.Template.PadTo
 	}
@@ -167,6 +169,7 @@ func (m *Machine) up(c *child) {
 		m.deleteChild(c.ID, "the policy has changed: rule "+c.Rule)
 		return
 	}
+	m.renew(c)
 	m.fill(c)
 }
 

@@ -15,11 +15,7 @@ const maxSide = 8
 
 // ruleOf finds a secure rule for this peer by name.
 func (m *Machine) ruleOf(name string) (ipsec.Rule, bool) {
-	return ruleNamed(m.policy, m.peer.Name, name)
-}
-
-func ruleNamed(policy *ipsec.NodePolicy, peer, name string) (ipsec.Rule, bool) {
-	for r := range policy.RulesOf(peer) {
+	for r := range m.policy.RulesOf(m.peer.Name) {
 		if r.Name == name && r.Template != nil {
 			return *r, true
 		}

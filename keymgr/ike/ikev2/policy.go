@@ -11,7 +11,6 @@ import (
 
 // policyChanged keeps what the new policy still allows, and closes the rest.
 func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
-	before := m.policy
 	m.policy, m.restored = policy, false
 	var candidates []ipsec.Peer
 	for _, c := range m.candidates {
@@ -52,11 +51,15 @@ func (m *Machine) policyChanged(policy *ipsec.NodePolicy) {
 			continue
 		}
 		m.fill(c)
-		// Its limits and padding are in the worker: a rekey brings the new ones.
-		was, ok := ruleNamed(before, p.Name, c.Rule)
-		if is, _ := m.ruleOf(c.Rule); ok && (was.Template.Lifetime != is.Template.Lifetime || was.Template.PadTo != is.Template.PadTo) {
-			c.rekeyAt = m.now.Add(m.below(changeSpread))
-		}
+		m.renew(c)
+	}
+}
+
+// renew has a CHILD SA rekeyed whose rule has other limits or another padding than when
+// it was made: they are in the worker.
+func (m *Machine) renew(c *child) {
+	if r, ok := m.ruleOf(c.Rule); ok && (r.Template.Lifetime != c.life || r.Template.PadTo != c.pad) {
+		c.rekeyAt = sooner(c.rekeyAt, m.now.Add(m.below(changeSpread)))
 	}
 }
 

@@ -341,6 +341,30 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("%+v, %+v", c, web.SAs)
 		}
 	})
+	t.Run("another lifetime of the rule while it is negotiated, or the key manager away", func(t *testing.T) {
+		for _, away := range []bool{false, true} {
+			n, web, db := connected(t, 1, nil)
+			p := *web.Policy
+			p.Rules = slices.Clone(p.Rules)
+			tmpl := *p.Rules[0].Template
+			tmpl.Lifetime = ipsec.Lifetime{Bytes: ipsec.Limit{Soft: 1 << 20, Hard: 1 << 21}}
+			p.Rules[0].Template = &tmpl
+			web.Policy = &p
+			rekeyed := uint32(1)
+			if away {
+				web.Restart(web.Machine())
+			} else {
+				web.Do(ike.RekeyChild{Child: web.Children()[0].ID})
+				web.Do(ike.PolicyChanged{Policy: &p})
+				rekeyed = 2
+			}
+			n.Run(time.Minute)
+			mustBeUp(t, n, web, db)
+			if c := web.Children(); len(c) != 1 || c[0].Rekeyed != rekeyed || web.SAs[0].Lifetime.Bytes.Hard != 1<<21 {
+				t.Errorf("away %t: %+v, %+v", away, c, web.SAs)
+			}
+		}
+	})
 	t.Run("a shorter lifetime of the IKE SA", func(t *testing.T) {
 		n, web, db := change(func(p *ipsec.NodePolicy) { p.Peers[0].Lifetime = 10 * time.Minute })
 		before := web.Machine().Info().LocalSPI

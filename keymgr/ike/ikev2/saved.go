@@ -246,6 +246,8 @@ func (c *child) archive(a *archive.Coder) {
 		a.Bool(b)
 	}
 	a.Bool(&c.fills)
+	archive.Lifetime(a, &c.life)
+	archive.Num(a, &c.pad)
 	a.Time(&c.outAt)
 	a.Time(&c.rekeyAt)
 	a.Time(&c.dieAt)
