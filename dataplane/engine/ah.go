@@ -18,7 +18,7 @@ import (
 func (w *outWorker) authenticate(r *route, b []byte, h *packet.Header, off *netio.Offload) {
 	o := r.out
 	p := o.path.Load()
-	s := o.sealer(w.id).ah
+	s := o.sealer(w.slot).ah
 	t, why := newTrain(b, h, off, w.head[:])
 	if why == packet.WhyOK && o.SA().Mode == ipsec.ModeTransport {
 		why = t.forTransport()

@@ -31,6 +31,7 @@ func (e *Engine) SetPolicy(_ context.Context, p *ipsec.NodePolicy) error {
 		e.policy, e.number = before, number
 		return fmt.Errorf("policy %s of node %s: %w", p.Version, p.Node, errors.Join(err, e.redress()))
 	}
+	e.relays = e.relaying(p)
 	e.publish(table, e.byRule(table), make([]hit, len(table.Rules)))
 	e.acquires.keepRules(table)
 	return nil
@@ -235,7 +236,7 @@ func (e *Engine) install(sa *ipsec.SA, p *path) error {
 	}
 	o := &outSA{Outbound: e.sad.Outbound(sa.ID), sel: spd.CompileSelectors(sa.Selectors), lease: sa.Lease}
 	o.path.Store(p)
-	o.sealers = make([]sealer, len(e.outw)+1) // and one for ctl
+	o.sealers = make([]sealer, len(e.outw)+1+len(e.cfg.Tun)) // one for ctl, and those that relay
 	e.outs[sa.ID] = o
 	return nil
 }

@@ -35,6 +35,12 @@ func (e *Engine) Counters() backend.Counters {
 	for _, w := range e.inw {
 		gather(&w.counts)
 	}
+	e.mu.Lock()
+	relayw := e.relayw
+	e.mu.Unlock()
+	for _, w := range relayw {
+		gather(&w.counts)
+	}
 	gather(&e.ctl.counts)
 	gather(&e.acquires.counts)
 	var c backend.Counters

@@ -68,6 +68,8 @@ type Engine struct {
 	number     map[string]int // of a rule in the table, by name
 	stamps     uint64
 	ctl        *outWorker // sends what waited for an SA
+	relays     *relays
+	relayw     []*outWorker // by TUN queue; made when a policy first relays
 	closed     bool
 	keepalives keepalives
 
@@ -89,6 +91,8 @@ type state struct {
 	table *spd.Table
 	outs  ruleSAs
 	hits  []hit // by rule number
+
+	relays *relays
 }
 
 type hit struct{ packets, bytes atomic.Uint64 }
@@ -133,7 +137,7 @@ func New(cfg Config) (*Engine, error) {
 // publish makes a new state current. The caller holds mu (or is New).
 func (e *Engine) publish(table *spd.Table, outs ruleSAs, hits []hit) {
 	e.stamps++
-	e.state.Store(&state{stamp: e.stamps, table: table, outs: outs, hits: hits})
+	e.state.Store(&state{stamp: e.stamps, table: table, outs: outs, hits: hits, relays: e.relays})
 }
 
 // Start runs the goroutines.

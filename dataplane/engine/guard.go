@@ -34,6 +34,10 @@ func (w *inWorker) guarded(n int) {
 func (w *inWorker) forget() {
 	w.in, w.n = nil, 0
 	w.gro.forget()
+	if w.relaying != nil {
+		w.relaying.forget()
+		w.endRelay()
+	}
 }
 
 func (w *outWorker) guarded(n int) {

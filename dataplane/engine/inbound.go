@@ -44,6 +44,7 @@ type inWorker struct {
 
 	fragments reassembler
 	pieces    fragmenter
+	relaying  *outWorker // held for the batch at hand
 
 	counts counts
 }
@@ -101,6 +102,7 @@ func (w *inWorker) batch(ms []netio.Message) {
 	}
 	w.open()
 	w.gro.flush()
+	w.endRelay()
 }
 
 // datagram sorts one datagram: IKE goes up, ESP waits for the burst to fill.
@@ -253,7 +255,8 @@ func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 	case why != packet.WhyOK:
 		return why
 	}
-	if s := w.e.state.Load(); s.table.Nests && s.misplaced(in, &p.h, p.head) {
+	s := w.e.state.Load()
+	if s.table.Nests && s.misplaced(in, &p.h, p.head) {
 		return packet.WhyInner
 	}
 	if in.SA().Mode == ipsec.ModeTunnel {
@@ -264,6 +267,9 @@ func (w *inWorker) deliver(in *inSA, p *arrival, tos uint8) (why packet.Why) {
 		// more than its checksum does. What the peer forwards is checked.
 		p.trusted = p.h.Src(p.head) == in.path.Load().remote.Addr()
 		p.head = p.head[:p.h.Length]
+		if s.relays != nil && w.relayed(s, in, p) {
+			return packet.WhyOK
+		}
 		if p.h.Version == 6 && p.h.Length > int(w.e.mtu.Load()) && !p.h.Fragment() {
 			return w.cutUp(p)
 		}

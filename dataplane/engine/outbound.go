@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"sync"
 
 	"github.com/testudo-ipsec/testudo/dataplane/esp"
 	"github.com/testudo-ipsec/testudo/dataplane/netio"
@@ -41,7 +42,10 @@ func (r *route) carriesFragments(s *state) bool {
 // outWorker takes packets from one TUN queue to the sockets.
 type outWorker struct {
 	e       *Engine
-	id      int // the worker's sealer in every outSA
+	id      int  // of its TUN queue
+	slot    int  // of the worker's sealer in every outSA
+	relay   bool // it sends on what came in SAs
+	mu      sync.Mutex
 	cache   *spd.Cache[route]
 	senders []netio.Sender
 	clear   [2]netio.Sender
@@ -75,7 +79,7 @@ type sendQueue struct {
 }
 
 func newOutWorker(e *Engine, id int, t netio.Tun) *outWorker {
-	w := &outWorker{e: e, id: id, cache: spd.NewCache[route](flowSlots), tun: t.Writer(), buf: make([]byte, sendBuffer)}
+	w := &outWorker{e: e, id: id, slot: id, cache: spd.NewCache[route](flowSlots), tun: t.Writer(), buf: make([]byte, sendBuffer)}
 	w.fragments.counts = &w.counts
 	for i := range e.cfg.Sockets {
 		w.senders = append(w.senders, e.sender(i, id))
@@ -127,10 +131,7 @@ func (w *outWorker) packet(b []byte, o netio.Offload) {
 	b = b[:h.Length]
 	k := spd.PacketKey(h, b, ipsec.Outbound)
 	s := w.e.state.Load()
-	r := w.cache.Find(&k, s.stamp)
-	if r == nil {
-		r = w.cache.Put(&k, s.stamp, w.route(s, &k))
-	}
+	r := w.decide(s, &k)
 	if h.Fragment() && (r.why == packet.WhyFragment || r.verdict.Action == ipsec.ActionSecure && !r.carriesFragments(s)) {
 		if whole := w.fragments.add(0, b, h, w.now); whole != nil {
 			w.whole = true
@@ -169,6 +170,15 @@ func sizes(b []byte, h *packet.Header, o *netio.Offload) (packets, octets int) {
 	}
 	packets = (len(b) - head + int(o.Segment) - 1) / int(o.Segment)
 	return packets, len(b) + (packets-1)*head
+}
+
+// decide is what is to be done with a flow, from memory if it is there.
+func (w *outWorker) decide(s *state, k *spd.Key) *route {
+	r := w.cache.Find(k, s.stamp)
+	if r == nil {
+		r = w.cache.Put(k, s.stamp, w.route(s, k))
+	}
+	return r
 }
 
 // route decides about a flow: the verdict, and for secure the SA that carries it.
@@ -228,7 +238,7 @@ func (w *outWorker) protect(r *route, b []byte, h *packet.Header, off *netio.Off
 		return
 	}
 	p := o.path.Load()
-	s := o.sealer(w.id).esp
+	s := o.sealer(w.slot).esp
 	t, why := newTrain(b, h, off, w.head[:])
 	if why == packet.WhyOK && o.SA().Mode == ipsec.ModeTransport {
 		why = t.forTransport()
@@ -390,6 +400,10 @@ func (w *outWorker) tooBig(b []byte, h *packet.Header, mtu int) {
 	// routable from the sender and to pass its checks.
 	n, why := packet.PutTooBig(w.icmp[:], b, h, h.Dst(b), mtu)
 	if why != packet.WhyOK {
+		return
+	}
+	if w.relay { // the sender is behind a peer
+		w.packet(w.icmp[:n], netio.Offload{})
 		return
 	}
 	if err := w.tun.Write(netio.Offload{}, [][]byte{w.icmp[:n]}); err != nil {

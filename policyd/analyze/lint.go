@@ -217,6 +217,9 @@ func (l *linter) peers(n compile.Compiled) {
 		}
 		at := n.Origins[i].Filter
 		if r.Peer == compile.AnyPeer {
+			if n.Origins[i].Relays {
+				continue
+			}
 			l.warn(at, CheckAnswerOnly, "%s on node %q has no known peer for %s: its traffic is dropped until somebody there starts IKE", r.Name, n.Policy.Node, r.Selector.Remote)
 			continue
 		}

@@ -29,6 +29,7 @@ type built struct {
 type target struct {
 	span
 	peer peerRef
+	own  bool // behind this node itself: not protected, whatever covers it
 }
 
 // job is one filter under one rule of the policy.
@@ -54,7 +55,7 @@ func (b *builder) filter(r *model.Rule, a *model.FilterAction, f *model.Filter, 
 
 // view makes the rules in which the node is on one given side of the filter.
 func (b *builder) view(j job, local, remote model.Endpoint, localPorts, remotePorts model.PortRange, d ipsec.Direction, mark string) {
-	locals := b.locals(local, j.action)
+	locals := b.locals(j, local)
 	if len(locals) == 0 {
 		return
 	}
@@ -68,8 +69,8 @@ func (b *builder) view(j job, local, remote model.Endpoint, localPorts, remotePo
 			continue // ICMP is of IPv4, ICMPv6 of IPv6
 		}
 		for _, t := range targets {
-			if t.is4() != l.is4() {
-				continue
+			if t.is4() != l.is4() || b.relays(j.rule) && t.peer.node != nil && b.c.ownerOf(l.first) == t.peer.node && l.first == l.last {
+				continue // a peer sends nothing to itself through this node
 			}
 			s := ipsec.Selector{Local: side(l, j.filter.Protocol, localPorts), Remote: side(t.span, j.filter.Protocol, remotePorts)}
 			if j.done != nil {
@@ -86,11 +87,13 @@ func (b *builder) view(j job, local, remote model.Endpoint, localPorts, remotePo
 				Name: name + mark + t.String(), Policy: b.policy.Name, Weight: Weight(TierOf(s), s, d),
 				Direction: d, Selector: s, Action: j.action.Action,
 			}
-			if j.action.Action == ipsec.ActionSecure {
+			if t.own {
+				rule.Action, rule.Direction, rule.Weight = ipsec.ActionPermit, ipsec.Both, Weight(TierOf(s), s, ipsec.Both)
+			} else if j.action.Action == ipsec.ActionSecure {
 				rule.Template = &j.action.Template
 				rule.Peer = b.peer(j, t)
 			}
-			b.rules = append(b.rules, built{rule, Origin{Rule: j.rule.Pos, Filter: j.filter.Pos}})
+			b.rules = append(b.rules, built{rule, Origin{Rule: j.rule.Pos, Filter: j.filter.Pos, Relays: b.relays(j.rule)}})
 		}
 	}
 }
@@ -99,39 +102,56 @@ func side(s span, protocol uint8, p model.PortRange) ipsec.TrafficSelector {
 	return ipsec.TrafficSelector{Protocol: protocol, First: s.first, Last: s.last, PortFirst: p.First, PortLast: p.Last}
 }
 
-// locals is the node's part of an endpoint.
-func (b *builder) locals(e model.Endpoint, a *model.FilterAction) []span {
+// locals is the node's part of an endpoint. Of a rule that names the node as its
+// gateway that is all of it: the peers reach each other through it.
+func (b *builder) locals(j job, e model.Endpoint) []span {
 	var out []span
 	switch e.Kind {
 	case model.EndpointMe:
-		for _, x := range b.node.Addresses {
-			out = append(out, single(x))
-		}
-		return out
+		return b.addresses(b.node)
 	case model.EndpointNode, model.EndpointLabels, model.EndpointUnit:
-		if e.MatchesNode(b.node) {
-			for _, x := range b.node.Addresses {
-				out = append(out, single(x))
+		for _, m := range b.c.Members(e) {
+			if m == b.node || b.relays(j.rule) {
+				out = append(out, b.addresses(m)...)
 			}
 		}
 		return out
 	}
-	secure := a.Action == ipsec.ActionSecure
+	secure := j.action.Action == ipsec.ActionSecure
 	for _, w := range written(e) {
-		if !secure || a.Template.Mode == ipsec.ModeTunnel {
-			for _, p := range b.node.Protects {
-				if s, ok := w.intersect(spanOf(p)); ok && !slices.Contains(out, s) {
-					out = append(out, s)
-				}
-			}
+		if b.relays(j.rule) {
+			out = append(out, w)
+			continue
 		}
-		for _, x := range b.node.Addresses {
-			if w.contains(x) && !slices.ContainsFunc(out, func(s span) bool { return s.contains(x) }) {
-				out = append(out, single(x))
-			}
-		}
+		out = append(out, b.own(w, !secure || j.action.Template.Mode == ipsec.ModeTunnel)...)
 		if e.Kind == model.EndpointAny && !secure {
 			out = append(out, w)
+		}
+	}
+	return out
+}
+
+func (b *builder) addresses(n *model.Node) []span {
+	out := make([]span, len(n.Addresses))
+	for i, a := range n.Addresses {
+		out[i] = single(a)
+	}
+	return out
+}
+
+// own is what of a range the node has, and what it protects.
+func (b *builder) own(w span, protects bool) []span {
+	var out []span
+	if protects {
+		for _, p := range b.node.Protects {
+			if s, ok := w.intersect(spanOf(p)); ok && !slices.Contains(out, s) {
+				out = append(out, s)
+			}
+		}
+	}
+	for _, x := range b.node.Addresses {
+		if w.contains(x) && !slices.ContainsFunc(out, func(s span) bool { return s.contains(x) }) {
+			out = append(out, single(x))
 		}
 	}
 	return out
@@ -154,18 +174,25 @@ func (b *builder) targets(j job, e model.Endpoint) []target {
 			ref = gateway
 		}
 		for _, a := range m.Addresses {
-			out = append(out, target{single(a), ref})
+			out = append(out, target{span: single(a), peer: ref})
 		}
 	}
 	for _, w := range written(e) {
 		switch {
 		case !secure:
-			out = append(out, target{w, peerRef{}})
+			out = append(out, target{span: w})
 		case !b.hasFamily(w.is4()) && j.action.Template.Mode == ipsec.ModeTransport:
 		case tunnelled:
-			out = append(out, target{w, gateway})
+			out = append(out, target{span: w, peer: gateway})
 		default:
 			out = append(out, b.direct(w, j.action.Template.Mode)...)
+		}
+		if secure && j.action.Template.Mode == ipsec.ModeTunnel {
+			for _, s := range b.own(w, true) {
+				if slices.ContainsFunc(out, func(t target) bool { return t.overlaps(s) }) {
+					out = append(out, target{span: s, own: true})
+				}
+			}
 		}
 	}
 	return out
@@ -173,6 +200,15 @@ func (b *builder) targets(j job, e model.Endpoint) []target {
 
 func (b *builder) hasFamily(is4 bool) bool {
 	return slices.ContainsFunc(b.node.Addresses, func(a netip.Addr) bool { return a.Is4() == is4 })
+}
+
+// relays reports a rule that names this node as its gateway.
+func (b *builder) relays(r *model.Rule) bool {
+	n := b.c.set.Nodes[r.TunnelNode]
+	if r.TunnelAddr.IsValid() {
+		n = b.c.ownerOf(r.TunnelAddr)
+	}
+	return n == b.node
 }
 
 // gateway is the one that a rule names. A node is not its own gateway: for it
@@ -195,7 +231,7 @@ func (b *builder) direct(w span, mode ipsec.Mode) []target {
 	add := func(s span, ref peerRef) {
 		known = append(known, s)
 		if ref.node != b.node {
-			out = append(out, target{s, ref})
+			out = append(out, target{span: s, peer: ref})
 		}
 	}
 	if mode == ipsec.ModeTunnel {
@@ -214,9 +250,9 @@ func (b *builder) direct(w span, mode ipsec.Mode) []target {
 	switch {
 	case w.coveredBy(known):
 	case w.first == w.last:
-		out = append(out, target{w, peerRef{addr: w.first}})
+		out = append(out, target{span: w, peer: peerRef{addr: w.first}})
 	default:
-		out = append(out, target{w, peerRef{}})
+		out = append(out, target{span: w})
 	}
 	return out
 }

@@ -42,6 +42,7 @@ type Origin struct {
 	Rule   model.Pos // in the Policy
 	Filter model.Pos // in the FilterList; the Policy itself for an exemption
 	Exempt bool
+	Relays bool // the rule names the node as its gateway: those whom nobody knows come to it
 }
 
 // New prepares a set.

@@ -43,6 +43,11 @@ func (s span) intersect(o span) (span, bool) {
 	return s, !s.last.Less(s.first)
 }
 
+func (s span) overlaps(o span) bool {
+	_, ok := s.intersect(o)
+	return ok
+}
+
 // coveredBy reports whether the others together hold all of s.
 func (s span) coveredBy(others []span) bool {
 	slices.SortFunc(others, func(a, b span) int { return cmp.Or(a.first.Compare(b.first), a.last.Compare(b.last)) })

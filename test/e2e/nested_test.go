@@ -118,7 +118,7 @@ func explainAround(t *testing.T, b *bench, host, src, dst string) []string {
 		Around json.RawMessage
 	}
 	var rules, spis []string
-	for text := b.CLI("explain", src, dst, "icmp", "-o", "json"); len(text) > 0; text = top.Around {
+	for text := b.CLI("explain", "--node", host, src, dst, "icmp", "-o", "json"); len(text) > 0; text = top.Around {
 		top.Around = nil
 		if err := json.Unmarshal(text, &top); err != nil {
 			t.Fatal(err)

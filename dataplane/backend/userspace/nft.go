@@ -172,6 +172,9 @@ func (r *ruleset) input(c *nftables.Chain, p *ipsec.NodePolicy, rules chains) {
 // this host protects, and packets that a block rule covers either way.
 func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy, out, in chains) {
 	r.add(c, iif(r.c.Device), clearMark(r.c.Mark))
+	// What a secure rule expects of a peer does not go to another one when it comes in clear.
+	r.jump(c, in.ipsec, oif(r.c.Device)...)
+	r.jump(c, in.others, oif(r.c.Device)...)
 	r.add(c, oif(r.c.Device), accept())
 	r.jump(c, out.ipsec, iif(r.c.Device)...)
 	r.jump(c, out.others, iif(r.c.Device)...)
@@ -184,9 +187,9 @@ func (r *ruleset) forward(c *nftables.Chain, p *ipsec.NodePolicy, out, in chains
 	r.fallback(c, p)
 }
 
-// relay drops what came in an SA and has to go on in another one, from one peer
-// through this host to the next: it does not go back into the TUN, and must not go
-// on in clear. It has its mark from forward.
+// relay drops what came in an SA and a rule secures: what the worker relays from one
+// peer to the next does not come here, and the rest does not go back into the TUN, and
+// must not go on in clear. It has its mark from forward.
 func (r *ruleset) relay(c *nftables.Chain) {
 	r.add(c, iif(r.c.Device), hasMark(r.c.Mark), count(counterBlockedOut), drop())
 }
