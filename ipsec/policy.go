@@ -158,6 +158,10 @@ type NodePolicy struct {
 	// stop, what the rules secure stays blocked.
 	FailClosed bool
 
+	// KeepMSS: TCP connections through the TUN keep the MSS that their ends name, and
+	// find out by path MTU discovery what SAs carry.
+	KeepMSS bool
+
 	byPeer map[string][]int // rules by peer, made by Index
 	byName map[string]int   // peers by name, made by Index
 }

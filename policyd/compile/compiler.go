@@ -149,7 +149,7 @@ func (c *Compiler) node(n *model.Node, errs *mistakes) Compiled {
 	b.conflicts()
 	b.nesting()
 
-	out.Policy.Default, out.Policy.FailClosed = p.Default, p.FailClosed
+	out.Policy.Default, out.Policy.FailClosed, out.Policy.KeepMSS = p.Default, p.FailClosed, p.KeepMSS
 	out.Policy.Rules = make([]ipsec.Rule, len(b.rules))
 	out.Origins = make([]Origin, len(b.rules))
 	for i, r := range b.rules {

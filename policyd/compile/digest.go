@@ -14,11 +14,12 @@ type Settings struct {
 	Addresses  []netip.Addr
 	Default    ipsec.Action
 	FailClosed bool
+	KeepMSS    bool
 }
 
 // SettingsOf picks the settings out of a node policy.
 func SettingsOf(p ipsec.NodePolicy) Settings {
-	return Settings{Addresses: p.Addresses, Default: p.Default, FailClosed: p.FailClosed}
+	return Settings{Addresses: p.Addresses, Default: p.Default, FailClosed: p.FailClosed, KeepMSS: p.KeepMSS}
 }
 
 // RuleVersion, PeerVersion and SettingsVersion name a content: equal content
@@ -105,6 +106,7 @@ func SettingsVersion(s Settings) string {
 	d.addrs(s.Addresses)
 	d.number(uint64(s.Default))
 	d.flag(s.FailClosed)
+	d.flag(s.KeepMSS)
 	return d.sum()
 }
 

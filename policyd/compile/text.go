@@ -14,6 +14,7 @@ func Text(p ipsec.NodePolicy) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "node %s, addresses %s, default %s", p.Node, join(p.Addresses), p.Default)
 	flag(&w, p.FailClosed, "fail closed")
+	flag(&w, p.KeepMSS, "TCP's MSS kept")
 	w.WriteByte('\n')
 	for _, r := range p.Rules {
 		fmt.Fprintf(&w, "%016x %-4s %-6s %s  %s\n", r.Weight, r.Direction, r.Action, r.Selector, r.Name)

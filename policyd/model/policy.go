@@ -17,6 +17,7 @@ type Policy struct {
 	Rules       []Rule
 	Default     ipsec.Action // for what no rule matches: permit (the default) or block
 	FailClosed  bool         // what is secured stays blocked while no worker runs
+	KeepMSS     bool         // TCP is not told to stay below what SAs carry
 }
 
 // KeyExchange is how IKE SAs are made.
@@ -108,6 +109,7 @@ func readPolicy(v value, m Meta) *Policy {
 				v.want("permit or block")
 			}
 		}},
+		key{"clampMSS", false, func(v value) { p.KeepMSS = !v.boolean() }},
 		key{"failClosed", false, func(v value) { p.FailClosed = v.boolean() }},
 		key{"defaultResponse", false, func(v value) {
 			if v.boolean() {

@@ -30,7 +30,7 @@ import (
 const roleVariable = "TESTUDO_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "paced-dial": childPacedDial, "order-serve": childOrderServe, "order-dial": childOrderDial, "sniff": childSniff}
+	roles := map[string]func() error{"worker": childWorker, "worker-with-small-buffers": childSmall, "serve": childServe, "mss": childMSS, "dial": childDial, "udp-serve": childUDPServe, "udp-dial": childUDPDial, "paced-dial": childPacedDial, "order-serve": childOrderServe, "order-dial": childOrderDial, "sniff": childSniff}
 	name := os.Getenv(roleVariable)
 	if name == "" {
 		os.Exit(m.Run())
@@ -206,6 +206,25 @@ func childServe() error {
 		return err
 	}
 	return swap(c.(*net.TCPConn), 1)
+}
+
+// childMSS connects to a childServe and reports the largest segment it may send.
+func childMSS() error {
+	c, err := net.Dial("tcp", os.Args[1])
+	if err != nil {
+		return err
+	}
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var mss int
+	var optErr error
+	err = raw.Control(func(fd uintptr) { mss, optErr = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+	if err = errors.Join(err, optErr); err == nil {
+		fmt.Println("ok", mss)
+	}
+	return err
 }
 
 func childDial() error {

@@ -104,11 +104,11 @@ func (r *ruleset) base(p *ipsec.NodePolicy, out, in chains, sizes mtus) {
 		fill func(*nftables.Chain)
 	}{
 		{"output", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.output(c, p, out) }},
-		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.prerouting(c, out, sizes) }},
+		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.prerouting(c, p, out, sizes) }},
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.input(c, p, in) }},
 		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, func(c *nftables.Chain) { r.forward(c, p, out, in) }},
 		{"relay", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityRef(*nftables.ChainPriorityFilter + 1), r.relay},
-		{"postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.clamp(c, oif(r.c.Device), sizes) }},
+		{"postrouting", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, nftables.ChainPriorityMangle, func(c *nftables.Chain) { r.clamp(c, p, oif(r.c.Device), sizes) }},
 	}
 	pass := nftables.ChainPolicyAccept
 	for _, h := range hooks {
@@ -134,8 +134,8 @@ func (r *ruleset) output(c *nftables.Chain, p *ipsec.NodePolicy, rules chains) {
 // prerouting marks what this host forwards and a secure rule covers, so that it
 // is routed into the TUN. What comes out of the TUN gets the mark for the
 // reverse path check only; the ip rules see to that.
-func (r *ruleset) prerouting(c *nftables.Chain, rules chains, sizes mtus) {
-	r.clamp(c, iif(r.c.Device), sizes)
+func (r *ruleset) prerouting(c *nftables.Chain, p *ipsec.NodePolicy, rules chains, sizes mtus) {
+	r.clamp(c, p, iif(r.c.Device), sizes)
 	r.add(c, iif(r.c.Device), setMark(r.c.Mark), accept())
 	r.add(c, clearMark(r.c.Mark))
 	r.add(c, iif("lo"), accept())
@@ -211,8 +211,12 @@ func (r *ruleset) fallback(c *nftables.Chain, p *ipsec.NodePolicy) {
 	}
 }
 
-// clamp keeps TCP below the MTU of the TUN from the start.
-func (r *ruleset) clamp(c *nftables.Chain, device []expr.Any, sizes mtus) {
+// clamp keeps TCP below the MTU of the TUN from the start, unless policy leaves it to
+// path MTU discovery.
+func (r *ruleset) clamp(c *nftables.Chain, p *ipsec.NodePolicy, device []expr.Any, sizes mtus) {
+	if p.KeepMSS {
+		return
+	}
 	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV4)), clampMSS(sizes.nested-40))
 	r.add(c, device, synOnly(nfproto(unix.NFPROTO_IPV6)), clampMSS(sizes.nested-60))
 }

@@ -247,7 +247,7 @@ func (c *cli) policyEffective() *cobra.Command {
 				return err
 			}
 			return c.print(cmd.OutOrStdout(), v, func(t *table) {
-				t.line("node %s, revision %d, unmatched traffic: %s, without a worker: %s", args[0], v.Revision, v.Default, v.withoutWorker())
+				t.line("node %s, revision %d, unmatched traffic: %s, without a worker: %s, TCP's MSS: %s", args[0], v.Revision, v.Default, v.withoutWorker(), v.mss())
 				t.row("WEIGHT", "ACTION", "DIR", "LOCAL", "REMOTE", "MODE", "PEER", "RULE")
 				for _, r := range v.Rules {
 					t.row(r.Weight, r.Action, r.Direction, r.Local, r.Remote, r.Mode, r.Peer, r.Name)

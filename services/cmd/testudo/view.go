@@ -37,6 +37,7 @@ type effective struct {
 	Default  string `json:"default"`
 
 	FailClosed bool `json:"failClosed"`
+	ClampMSS   bool `json:"clampMSS"`
 
 	Rules []ruleView `json:"rules"`
 	Peers []peerView `json:"peers"`
@@ -47,6 +48,13 @@ func (e effective) withoutWorker() string {
 		return "blocked"
 	}
 	return "permitted after a clean stop and before the first start"
+}
+
+func (e effective) mss() string {
+	if e.ClampMSS {
+		return "clamped"
+	}
+	return "kept"
 }
 
 func suites(ps []ipsec.Proposal) []string {
@@ -94,7 +102,8 @@ func viewPeer(m *policyv1.Peer) (peerView, error) {
 }
 
 func effectiveView(r *policyv1.EffectiveResponse) (effective, error) {
-	v := effective{Revision: r.GetVersion().GetRevision(), Default: action(r.GetSettings().GetDefaultAction()), FailClosed: r.GetSettings().GetFailClosed()}
+	s := r.GetSettings()
+	v := effective{Revision: r.GetVersion().GetRevision(), Default: action(s.GetDefaultAction()), FailClosed: s.GetFailClosed(), ClampMSS: !s.GetKeepMss()}
 	for _, m := range r.GetRules() {
 		rv, err := viewRule(m)
 		if err != nil {

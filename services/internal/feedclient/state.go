@@ -117,7 +117,7 @@ func (s *state) policy(node string) *ipsec.NodePolicy {
 			p.Peers = append(p.Peers, *e.peer)
 		default:
 			st := e.message.GetSettings()
-			p.Default, p.FailClosed = ipsec.Action(st.GetDefaultAction()), st.GetFailClosed()
+			p.Default, p.FailClosed, p.KeepMSS = ipsec.Action(st.GetDefaultAction()), st.GetFailClosed(), st.GetKeepMss()
 			p.Addresses, _ = convert.FromAddrs(st.GetAddresses()) // checked when the delta came
 		}
 	}

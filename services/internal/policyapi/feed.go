@@ -147,7 +147,7 @@ func toDelta(d feed.Delta) *policyv1.SubscribeResponse {
 }
 
 func toSettings(s compile.Settings) *policyv1.NodeSettings {
-	return &policyv1.NodeSettings{Addresses: convert.ToAddrs(s.Addresses), DefaultAction: ipsecv1.Action(s.Default), FailClosed: s.FailClosed}
+	return &policyv1.NodeSettings{Addresses: convert.ToAddrs(s.Addresses), DefaultAction: ipsecv1.Action(s.Default), FailClosed: s.FailClosed, KeepMss: s.KeepMSS}
 }
 
 func toSubscriber(s feed.Status) *policyv1.SubscriberStatus {

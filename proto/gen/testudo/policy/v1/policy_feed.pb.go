@@ -653,7 +653,9 @@ type NodeSettings struct {
 	// Action for packets that no rule matches: permit or block.
 	DefaultAction v1.Action `protobuf:"varint,2,opt,name=default_action,json=defaultAction,proto3,enum=testudo.ipsec.v1.Action" json:"default_action,omitempty"`
 	// While no worker runs, what the rules secure stays blocked.
-	FailClosed    bool `protobuf:"varint,3,opt,name=fail_closed,json=failClosed,proto3" json:"fail_closed,omitempty"`
+	FailClosed bool `protobuf:"varint,3,opt,name=fail_closed,json=failClosed,proto3" json:"fail_closed,omitempty"`
+	// The MSS of TCP connections is not clamped to what SAs carry.
+	KeepMss       bool `protobuf:"varint,4,opt,name=keep_mss,json=keepMss,proto3" json:"keep_mss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -705,6 +707,13 @@ func (x *NodeSettings) GetDefaultAction() v1.Action {
 func (x *NodeSettings) GetFailClosed() bool {
 	if x != nil {
 		return x.FailClosed
+	}
+	return false
+}
+
+func (x *NodeSettings) GetKeepMss() bool {
+	if x != nil {
+		return x.KeepMss
 	}
 	return false
 }
@@ -1508,12 +1517,13 @@ const file_testudo_policy_v1_policy_feed_proto_rawDesc = "" +
 	"\bsettings\x18\x03 \x01(\v2\x1f.testudo.policy.v1.NodeSettingsH\x00R\bsettings\x12-\n" +
 	"\x04rule\x18\x04 \x01(\v2\x17.testudo.policy.v1.RuleH\x00R\x04rule\x12-\n" +
 	"\x04peer\x18\x05 \x01(\v2\x17.testudo.policy.v1.PeerH\x00R\x04peerB\a\n" +
-	"\x05value\"\x8e\x01\n" +
+	"\x05value\"\xa9\x01\n" +
 	"\fNodeSettings\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\x12?\n" +
 	"\x0edefault_action\x18\x02 \x01(\x0e2\x18.testudo.ipsec.v1.ActionR\rdefaultAction\x12\x1f\n" +
 	"\vfail_closed\x18\x03 \x01(\bR\n" +
-	"failClosed\"\xbc\x02\n" +
+	"failClosed\x12\x19\n" +
+	"\bkeep_mss\x18\x04 \x01(\bR\akeepMss\"\xbc\x02\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x16\n" +
