@@ -36,8 +36,14 @@ import (
 // is neither written here nor on its list of those that need not be.
 const savedVersion = 1
 
-// Bounds of what is read back, beside those that the machine keeps to.
-const maxDrains = 4096
+// Bounds of what is read back, beside those that the machine keeps to: a CHILD SA may be
+// there with one of each end that replaces it, and what is put back into a full queue
+// comes on top.
+const (
+	savedChildren = 3 * (maxChildren + windowSize)
+	savedDrains   = 2*savedChildren + 2
+	savedTasks    = maxQueue + 4*windowSize
+)
 
 // ivJump is how far, at random, a restored machine's IV counter is from the one
 // written. Messages sealed after that need not have been written (the engine
@@ -136,17 +142,17 @@ func (m *Machine) archive(c *archive.Coder) {
 	c.Bool(&m.frag.agreed)
 	archive.Int(c, &m.frag.limit)
 
-	archive.Slice(c, &m.children, maxChildren+1, func(c *archive.Coder, v **child) {
+	archive.Slice(c, &m.children, savedChildren, func(c *archive.Coder, v **child) {
 		if c.Reading() {
 			*v = new(child)
 		}
 		(*v).archive(c)
 	})
-	archive.Slice(c, &m.drains, maxDrains, func(c *archive.Coder, d *drain) {
+	archive.Slice(c, &m.drains, savedDrains, func(c *archive.Coder, d *drain) {
 		archive.Num(c, &d.sa)
 		c.Time(&d.at)
 	})
-	archive.Slice(c, &m.queue, maxQueue+1, func(c *archive.Coder, t *task) { t.archiveWaiting(c) })
+	archive.Slice(c, &m.queue, savedTasks, func(c *archive.Coder, t *task) { t.archiveWaiting(c) })
 	archive.Slice(c, &m.flight, windowSize, func(c *archive.Coder, v **task) {
 		if c.Reading() {
 			*v = new(task)

@@ -172,6 +172,30 @@ func TestPhases(t *testing.T) {
 	}
 }
 
+// As much as a machine can hold is saved: each CHILD SA with one that replaces it, and a
+// full queue with the tasks that begin again.
+func TestAMachineThatIsFullIsSaved(t *testing.T) {
+	m := whole()
+	m.flight = nil
+	for i := range uint64(maxChildren) {
+		m.children = append(m.children, &child{Child: ike.Child{ID: 100 + i}}, &child{Child: ike.Child{ID: 100 + maxChildren + i}})
+	}
+	for i := range uint64(maxQueue + windowSize) {
+		m.enqueue(task{kind: taskRekeyChild, child: 100 + i})
+	}
+	for i := range uint64(windowSize) {
+		m.flight = append(m.flight, &task{kind: taskDeleteChild, child: 4711 + i, phase: phaseKey})
+	}
+	m.urgent(taskUpdate)
+	r, err := again(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.children) != len(m.children) || len(r.queue) != len(m.queue)+windowSize {
+		t.Errorf("%d CHILD SAs and %d tasks, want all of %d and %d", len(r.children), len(r.queue), len(m.children), len(m.queue)+windowSize)
+	}
+}
+
 // A restored machine's IV counter is past any that the one before it can have used.
 func TestNoIVTwice(t *testing.T) {
 	m := whole()
