@@ -333,6 +333,7 @@ func (m *Machine) taskInstalled(err error) {
 // childRefused takes the responder's refusal.
 func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
 	t, n := m.task, m.task.nego
+	t.wipe() // whatever follows begins with another key pair
 	switch refusal.Message {
 	case wire.TemporaryFailure:
 		if m.postpone() {

@@ -115,7 +115,10 @@ func (m *Machine) keyExchanged(ev ike.KeyExchanged) {
 	if s := m.serve; s != nil && s.phase == phaseKey && s.wait == ev.ID {
 		s.wait = 0
 		m.publicReady(ev)
+		return
 	}
+	ev.State.Wipe() // whoever waited is gone
+	ev.Shared.Wipe()
 }
 
 // keyReady goes on with a task whose key pair is there.

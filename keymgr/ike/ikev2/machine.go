@@ -292,6 +292,10 @@ func (m *Machine) end(why string) {
 	if m.first != nil {
 		m.first.ppk.forget()
 	}
+	if m.serve != nil && m.serve.followUp != nil {
+		wipe(m.serve.followUp.secrets)
+	}
+	m.underWay(func(t *task) bool { t.wipe(); return false })
 	m.task, m.flight, m.serve, m.queue, m.first, m.tx, m.rx = nil, nil, nil, nil, nil, nil, nil
 	m.state = stateGone
 	m.emit(ike.Done{Why: why})

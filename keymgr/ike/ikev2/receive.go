@@ -160,6 +160,7 @@ func (m *Machine) badMessage(h wire.Header, path ike.Path, err error) {
 			return
 		}
 		m.emit(ike.Failed{Failure: f})
+		m.task.wipe()
 		m.task = nil
 		m.terminate(bad.Notify.String())
 		return

@@ -115,6 +115,7 @@ func (m *Machine) rekeyIKEResponse(msg *message) {
 // rekeyIKERefused takes a refusal, of CREATE_CHILD_SA or what follows it.
 func (m *Machine) rekeyIKERefused(x *wire.Notify) {
 	t := m.task
+	t.wipe()
 	if x.Message == wire.TemporaryFailure && t.crossIKE == nil && m.postpone() {
 		return
 	}

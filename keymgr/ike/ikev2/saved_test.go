@@ -196,6 +196,26 @@ func TestAMachineThatIsFullIsSaved(t *testing.T) {
 	}
 }
 
+// What an exchange under way has computed, and an answer that comes too late for it, is
+// overwritten with the IKE SA's end.
+func TestNoSecretOutlivesTheMachine(t *testing.T) {
+	secrets := make([]ipsec.Secret, 4)
+	for i := range secrets {
+		secrets[i] = ipsec.CopySecret([]byte("a secret"))
+	}
+	m := whole()
+	m.flight[0].secrets = secrets[:1]
+	m.serve = &serve{followUp: &followUp{secrets: secrets[1:2]}}
+	secrets = append(secrets, m.keys.SKd, m.flight[0].half.State)
+	m.Handle(time.Unix(1_800_000_000, 0), ike.KeyExchanged{ID: 4711, State: secrets[2], Shared: secrets[3]})
+	m.end("test")
+	for i, s := range secrets {
+		if !bytes.Equal(s.Reveal(), make([]byte, s.Len())) || s.Len() == 0 {
+			t.Errorf("secret %d is still there", i)
+		}
+	}
+}
+
 // A restored machine's IV counter is past any that the one before it can have used.
 func TestNoIVTwice(t *testing.T) {
 	m := whole()
