@@ -57,7 +57,13 @@ func (n *node) dropUnproven(c *cell, ch ike.Child) {
 	}
 	for id, r := range n.children[ch.Rule] {
 		if r.cell.unproven && overlap(r.child.Selectors, ch.Selectors) {
-			n.e.after(reauthSettle, func() { r.cell.post(ike.DeleteChild{Child: id}) })
+			n.e.after(reauthSettle, func() {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				if r, ok := n.children[ch.Rule][id]; ok { // maybe of an IKE SA that has replaced the other
+					r.cell.post(ike.DeleteChild{Child: id})
+				}
+			})
 		}
 	}
 }

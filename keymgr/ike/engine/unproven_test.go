@@ -84,6 +84,29 @@ func TestAPeerWithoutAProofDoesNotDisplaceOneWithAProof(t *testing.T) {
 	})
 }
 
+// The one without a proof gives way also when its IKE SA is rekeyed just then.
+func TestAPeerWithoutAProofGivesWayAlsoRekeyed(t *testing.T) {
+	inMixed(t, func(t *testing.T, p *pair, m *host) {
+		own := policy(t, "m", "192.0.2.3", "a", "192.0.2.1", 1) // so that INITIAL_CONTACT does not concern it
+		own.Peers[0].Auth = []ipsec.AuthMethod{{Null: true, Side: ipsec.AuthLocal}, {PSK: "file:a", Side: ipsec.AuthRemote}}
+		p.e.SetPolicy("m", own)
+		m.report(m.acquireOf("b"))
+		p.after(5 * time.Second)
+		p.a.sendsTo(t, "192.0.2.3")
+		p.b.acquire(1)
+		p.after(time.Second)
+		if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "m"}); n != 1 || err != nil {
+			t.Fatalf("rekey: %d, %v", n, err)
+		}
+		p.after(2 * time.Second) // before duplicates are looked for
+		for _, sa := range p.a.sas {
+			if sa.Remote != netip.MustParseAddr("192.0.2.2") {
+				t.Errorf("a still has an SA with %s", sa.Remote)
+			}
+		}
+	})
+}
+
 // A reauthentication in which the peer proves nothing leaves what it had proven before.
 func TestReauthenticationWithoutAProofChangesNothing(t *testing.T) {
 	s := &moody{}
