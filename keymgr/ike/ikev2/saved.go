@@ -436,13 +436,17 @@ func Restore(env ike.Env, b []byte) (*Machine, error) {
 // check refuses what no machine writes, and its handlers would stumble over.
 func (t *task) check() error {
 	bad := false
+	child := t.exchange == wire.CreateChildSA || t.exchange == wire.IKEFollowUpKE
+	if t.phase == phaseSent {
+		bad = child != (t.kind == taskNewChild || t.kind == taskRekeyChild || t.kind == taskRekeyIKE) || !child && t.exchange != wire.Informational
+	}
 	switch t.kind {
 	case taskConnect, taskNewChild, taskRekeyChild:
-		bad = t.nego == nil || len(t.nego.proposals) == 0 || t.phase != phaseSent && t.nego.child == nil
+		bad = bad || t.nego == nil || len(t.nego.proposals) == 0 || t.phase != phaseSent && t.nego.child == nil
 	case taskRekeyIKE:
-		bad = t.ike == nil || t.phase != phaseSent
+		bad = bad || t.ike == nil || t.phase != phaseSent
 	default: // of INFORMATIONAL
-		bad = t.phase != phaseSent || t.kind > taskIntroduce
+		bad = bad || t.phase != phaseSent || t.kind > taskIntroduce
 	}
 	if t.kind == taskConnect && t.phase == phaseSent || t.crossIKE != nil && t.crossIKE.machine == nil {
 		bad = true

@@ -3,6 +3,7 @@ package ikev2
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -98,7 +99,7 @@ func TestEveryFieldIsSavedOrExplained(t *testing.T) {
 	lost := map[string]string{
 		// Changed alone these make a machine that cannot be, which Restore refuses.
 		"Suite.Protocol": "", "Suite.Encr": "", "Suite.Integ": "", "Suite.PRF": "", "half.Method": "",
-		"half.State": "", "IKEKeys.SKei": "", "IKEKeys.SKai": "", "IKEKeys.SKar": "", "Machine.state": "", "task.kind": "",
+		"half.State": "", "IKEKeys.SKei": "", "IKEKeys.SKai": "", "IKEKeys.SKar": "", "Machine.state": "", "task.kind": "", "task.exchange": "",
 		"Machine.queue": "", // TestWaitingTasks
 	}
 	for f, why := range notSaved {
@@ -110,7 +111,7 @@ func TestEveryFieldIsSavedOrExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := whole()
-	if m.suite != w.suite || !m.keys.SKei.Equal(w.keys.SKei) || m.state != w.state || m.flight[0].kind != w.flight[0].kind ||
+	if m.suite != w.suite || !m.keys.SKei.Equal(w.keys.SKei) || m.state != w.state || m.flight[0].kind != w.flight[0].kind || m.flight[0].exchange != w.flight[0].exchange ||
 		m.flight[0].half.Method != w.flight[0].half.Method || !m.flight[0].half.State.Equal(w.flight[0].half.State) || m.flight[0].half.pair == nil {
 		t.Errorf("what is saved together came back different")
 	}
@@ -236,12 +237,20 @@ func TestNoIVTwice(t *testing.T) {
 
 // Nothing that is read panics, and what is accepted can be saved and run.
 func FuzzRestore(f *testing.F) {
-	b, _ := whole().Save(nil)
-	f.Add(b)
+	save := func(m *Machine) []byte { b, _ := m.Save(nil); return b }
+	f.Add(save(whole()))
 	m := whole()
 	m.flight = nil
-	b, _ = m.Save(nil)
-	f.Add(b)
+	f.Add(save(m))
+	for _, x := range []wire.ExchangeType{wire.CreateChildSA, wire.IKEFollowUpKE, wire.Informational} {
+		for k := range taskIntroduce + 1 {
+			m = whole()
+			m.flight[0] = &task{kind: k, phase: phaseSent, exchange: x}
+			f.Add(save(m))
+			m.flight[0].more, m.flight[0].secrets, m.flight[0].ike = []uint16{1}, []ipsec.Secret{ipsec.CopySecret([]byte{1})}, &ikeNegotiation{}
+			f.Add(save(m))
+		}
+	}
 	env := ike.Env{Rand: zeroes{}, AllocSPI: func() ipsec.SPI { return 4711 }, NextID: func() uint64 { return 1 << 40 }}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := Restore(env, b)
@@ -254,6 +263,16 @@ func FuzzRestore(f *testing.F) {
 		now := time.Unix(1_800_000_000, 0)
 		m.Handle(now, ike.Restored{})
 		m.Handle(now, ike.PolicyChanged{Policy: &ipsec.NodePolicy{}})
+		for _, t := range slices.Clone(m.flight) {
+			if m.state == stateGone {
+				break
+			}
+			x := *m // the peer, that knows the keys
+			x.initiator, x.tx = !m.initiator, m.rx
+			for _, b := range x.seal(plainOf(t.exchange, t.id, true, []wire.Payload{&wire.Notify{Message: wire.NoProposalChosen}})) {
+				m.Handle(now, ike.Datagram{Path: m.path, Data: b})
+			}
+		}
 		for range 20 {
 			m.Handle(now, ike.Timer{})
 			m.Info()
