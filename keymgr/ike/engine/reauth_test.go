@@ -147,42 +147,52 @@ func TestAnotherAuthenticationReplacesTheIKESA(t *testing.T) {
 	}
 }
 
-// After authenticating anew a node can move as before (RFC 4555): the machine that
-// took over knows its addresses.
+// After authenticating anew a node can move as before (RFC 4555): the machine that took over knows the node's addresses.
 func TestANodeMovesAfterReauthentication(t *testing.T) {
 	s := &moody{}
 	inPair(t, 1, func(c *engine.Config) { c.Secrets = s }, func(t *testing.T, p *pair) {
+		first, second, spare := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.77"), netip.MustParseAddr("192.0.2.78")
 		for _, end := range [][4]string{{"a", "192.0.2.1", "b", "192.0.2.2"}, {"b", "192.0.2.2", "a", "192.0.2.1"}} {
 			x := policy(t, end[0], end[1], end[2], end[3], 1)
-			x.Peers[0].Reauth, x.Peers[0].Mobike = time.Hour, true
+			x.Peers[0].Reauth, x.Peers[0].Mobike, x.Peers[0].DPD = time.Hour, true, 10*time.Second
 			if end[0] == "b" {
 				x.Peers[0].Remote = nil // a node that roams
 			}
 			x.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:" + end[0]}}
 			p.e.SetPolicy(end[0], x)
 		}
-		move := func(to string) {
-			a := netip.MustParseAddr(to)
-			p.a.lab.hosts[a] = p.a
-			p.a.report(push.Addresses{Local: []netip.Addr{a}})
-			p.after(10 * time.Second)
-			if sas := p.list(t, engine.Filter{Node: "a"}); len(sas) != 1 || sas[0].Path.Local.Addr() != a {
-				t.Errorf("IKE SAs %+v, want one from %s", sas, a)
+		// reach makes a's only these addresses, of which b may reach fewer than a tells.
+		reach := func(as ...netip.Addr) {
+			for _, a := range []netip.Addr{first, second, spare} {
+				delete(p.hosts, a)
 			}
+			for _, a := range as {
+				p.hosts[a] = p.a
+			}
+		}
+		at := func(want netip.Addr) engine.IKESA {
+			t.Helper()
+			sas := p.list(t, engine.Filter{Node: "a"})
+			if len(sas) != 1 || sas[0].Path.Local.Addr() != want {
+				t.Fatalf("IKE SAs %+v, want one from %s", sas, want)
+			}
+			return sas[0]
 		}
 		p.a.acquire(1)
 		p.after(5 * time.Second)
-		before := p.list(t, engine.Filter{Node: "a"})
-		move("192.0.2.77")
+		at(first)
+		p.a.report(push.Addresses{Local: []netip.Addr{second, spare}})
+		reach(second, spare)
+		p.after(10 * time.Second)
+		before := at(second)
 		p.after(time.Hour)
-		after := p.list(t, engine.Filter{Node: "a"})
-		if len(before) != 1 || len(after) != 1 || after[0].LocalSPI == before[0].LocalSPI {
-			t.Errorf("before %+v, after %+v; want another IKE SA", before, after)
+		if after := at(second); after.LocalSPI == before.LocalSPI {
+			t.Errorf("after an hour there is %+v, want another IKE SA", after)
 		}
-		move("192.0.2.78")
-		for _, a := range []string{"192.0.2.77", "192.0.2.78"} { // each host is closed once
-			delete(p.a.lab.hosts, netip.MustParseAddr(a))
-		}
+		reach(spare) // nobody tells the node
+		p.after(5 * time.Minute)
+		at(spare)
+		reach(first) // each host is closed once
 	})
 }
 
@@ -209,5 +219,36 @@ func TestReauthenticationAndARekeyOfTheOldIKESA(t *testing.T) {
 			t.Errorf("rekeyed %t: %d IKE SAs are left: %+v", rekeyed, len(sas), sas)
 		}
 		p.mustForward()
+	})
+}
+
+// Who rekeyed the IKE SA last is its initiator, and authenticates anew a peer that has
+// left the address in the policy where that peer is.
+func TestAPeerThatMovedIsAuthenticatedAnewWhereItIs(t *testing.T) {
+	inPair(t, 1, func(c *engine.Config) { c.Secrets = &moody{} }, func(t *testing.T, p *pair) {
+		now := netip.MustParseAddr("192.0.2.77")
+		for _, end := range [][4]string{{"a", "192.0.2.1", "b", "192.0.2.2"}, {"b", "192.0.2.2", "a", "192.0.2.1"}} {
+			x := policy(t, end[0], end[1], end[2], end[3], 1)
+			x.Peers[0].Reauth, x.Peers[0].Mobike = time.Hour, true
+			x.Peers[0].Auth = []ipsec.AuthMethod{{PSK: "file:" + end[0]}}
+			p.e.SetPolicy(end[0], x)
+		}
+		p.a.acquire(1)
+		p.after(5 * time.Second)
+		delete(p.hosts, p.a.addr)
+		p.hosts[now] = p.a
+		p.a.report(push.Addresses{Local: []netip.Addr{now}})
+		p.after(10 * time.Second)
+		if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "b", Peer: "a"}); n != 1 || err != nil {
+			t.Fatalf("rekey: %d, %v", n, err)
+		}
+		p.after(10 * time.Second)
+		before := p.list(t, engine.Filter{Node: "b"})
+		p.lossless = true
+		p.after(70 * time.Minute)
+		after := p.list(t, engine.Filter{Node: "b"})
+		if len(before) != 1 || len(after) != 1 || after[0].Path.Remote.Addr() != now || after[0].LocalSPI == before[0].LocalSPI {
+			t.Errorf("before %+v, after %+v; want another IKE SA with %s", before, after, now)
+		}
 	})
 }
