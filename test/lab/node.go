@@ -37,7 +37,7 @@ func (n *Node) WriteFile(name, content string) string {
 	n.lab.t.Helper()
 	path := filepath.Join(n.dir, name)
 	if n.machine != nil {
-		n.lab.must(n.send(path, content))
+		n.lab.must(n.send(path, content, "077"))
 		return path
 	}
 	n.lab.must(os.MkdirAll(filepath.Dir(path), 0o755))
