@@ -48,6 +48,7 @@ func (b *pairBench) transfers(t *testing.T) (stop func() int64) {
 
 func TestPolicyDaemonIsKilledAndComesBack(t *testing.T) {
 	b := newPair(t, protectPair(""), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
 	probe := b.A.Node.StartProbe(b.B, false, pace)
 	moving(t, probe)
 	revision := b.Status().Revision

@@ -91,6 +91,7 @@ func TestLifetimesInTraffic(t *testing.T) {
 	b.Terminate("a", "b") // an SA keeps the lifetime it was made with
 	b.waitNoSAs("a")      // what is probed meanwhile may be answered on an SA that goes
 	b.waitNoSAs("b")
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{}) // few packets wait for SAs
 	probe = b.A.Node.StartProbe(b.B, false, 2*time.Millisecond)
 	lab.WaitFor(t, 2*limit, "three rekeys", func() error {
 		if n := b.rekeyed("a"); n < 3 {

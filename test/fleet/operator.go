@@ -180,9 +180,9 @@ func (f *Fleet) Failures(peer string) []*keymgrv1.Failure {
 	return r.GetFailures()
 }
 
-// TryInitiate negotiates for a rule now.
-func (f *Fleet) TryInitiate(node, rule string) (*keymgrv1.ChildSa, error) {
-	out, err := f.TryCLI("sa", "initiate", node, rule, "-o", "json")
+// TryInitiate negotiates for a rule now. Flags of the command may follow.
+func (f *Fleet) TryInitiate(node, rule string, flags ...string) (*keymgrv1.ChildSa, error) {
+	out, err := f.TryCLI(append([]string{"sa", "initiate", node, rule, "-o", "json"}, flags...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // runLimit ends a command that was to be short.
-const runLimit = 60 * time.Second
+const runLimit = 3 * time.Minute
 
 // stopLimit is how long a process may take over SIGTERM. It is long: a loaded
 // machine must not fail a test.

@@ -287,16 +287,25 @@ func seconds(d time.Duration) string {
 	return fmt.Sprintf("%ds", max(1, int(d.Seconds())))
 }
 
+// patience is how long swanctl waits for what it initiates, in seconds: a machine with an
+// emulated processor may have to load an algorithm first.
+func (s *StrongSwan) patience() string {
+	if s.node.machine != nil {
+		return "120"
+	}
+	return "20"
+}
+
 // Initiate negotiates a connection and its CHILD SA; an error says what charon
 // said of it.
 func (s *StrongSwan) Initiate(name string) error {
-	_, err := s.try("--initiate", "--ike", name, "--child", name, "--timeout", "20")
+	_, err := s.try("--initiate", "--ike", name, "--child", name, "--timeout", s.patience())
 	return err
 }
 
 // InitiateChild negotiates one of several CHILD SAs of a connection.
 func (s *StrongSwan) InitiateChild(name, child string) error {
-	_, err := s.try("--initiate", "--ike", name, "--child", child, "--timeout", "20")
+	_, err := s.try("--initiate", "--ike", name, "--child", child, "--timeout", s.patience())
 	return err
 }
 
