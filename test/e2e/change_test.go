@@ -135,9 +135,11 @@ func TestAuthenticationAndLifetimeChangeUnderTraffic(t *testing.T) {
 		t.Errorf("IKE SA %v, before %v; want the same", now, old)
 	}
 	r := probe.Stop()
-	t.Logf("%v", r)
-	if r.Lost > 0 {
-		t.Errorf("%v; want none lost", r)
+	// A worker that is slow to install a new IKE SA's CHILD SA gets its first packets early.
+	early := packets(b.Worker("a"), "no-sa") + packets(b.Worker("b"), "no-sa")
+	t.Logf("%v; %v before an inbound SA", r, early)
+	if float64(r.Lost) > early {
+		t.Errorf("%v; want no more lost than the %v that came before an inbound SA", r, early)
 	}
 	if fs := b.Failures(""); len(fs) != 0 {
 		t.Errorf("failures: %v; want none", fs)
