@@ -100,6 +100,7 @@ func moving(t *testing.T, p *lab.Probe) {
 // A policy with another authentication replaces the IKE SA that is up, and one with
 // another lifetime the CHILD SA, while traffic goes on.
 func TestAuthenticationAndLifetimeChangeUnderTraffic(t *testing.T) {
+	t.Parallel()
 	first := protectPair("")
 	b := newPair(t, first, fleet.Options{Secrets: map[string]string{"other.psk": fleet.RandomPSK()}})
 	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})

@@ -109,6 +109,7 @@ func TestLifetimesInTraffic(t *testing.T) {
 // Use counts from an SA's first packet: without traffic it is not replaced, however
 // old, and in traffic it is, with nothing lost.
 func TestLifetimeInUse(t *testing.T) {
+	t.Parallel()
 	const use = 10 * time.Second
 	b := newPair(t, protectPair(", lifetime: {use: 10s}"), fleet.Options{})
 	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})

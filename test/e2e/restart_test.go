@@ -103,6 +103,7 @@ func TestKeyManagerIsKilledAndResumes(t *testing.T) {
 // What the stored state can come to while keymgrd is down. Traffic never stops, and
 // fresh SAs take over.
 func TestStoredStateIsLost(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	sas := func(b *pairBench) string { return filepath.Join(b.State(), "sas") }
 	must := func(t *testing.T, err error) {
 		t.Helper()
@@ -136,6 +137,7 @@ func TestStoredStateIsLost(t *testing.T) {
 			}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			b := newPair(t, protectPair(""), fleet.Options{})
 			b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
 			if tc.early != nil {
