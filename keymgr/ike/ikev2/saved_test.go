@@ -207,7 +207,7 @@ func TestNoSecretOutlivesTheMachine(t *testing.T) {
 	m := whole()
 	m.flight[0].secrets = secrets[:1]
 	m.serve = &serve{followUp: &followUp{secrets: secrets[1:2]}}
-	secrets = append(secrets, m.keys.SKd, m.flight[0].half.State)
+	secrets = slices.Concat(secrets, []ipsec.Secret{m.keys.SKd, m.flight[0].half.State})
 	m.Handle(time.Unix(1_800_000_000, 0), ike.KeyExchanged{ID: 4711, State: secrets[2], Shared: secrets[3]})
 	m.end("test")
 	for i, s := range secrets {
