@@ -89,7 +89,9 @@ func newBed(t *testing.T, s scenario) *bed {
 	}
 	b.f = fleet.New(t, l, fleet.Options{Hosts: []*lab.Node{b.us.Node}, Secrets: files})
 	b.scenario.peer.ProtectsItself = s.at == pair
-	b.peer = b.them.Node.StartStrongSwanWith(b.scenario.peer, b.conn)
+	if !s.iked {
+		b.peer = b.them.Node.StartStrongSwanWith(b.scenario.peer, b.conn)
+	}
 	b.f.Apply(b.policy)
 	b.f.WaitInSync()
 	t.Cleanup(b.explain)

@@ -30,7 +30,11 @@ func (r *report) add(s scenario, failed bool) {
 	} else {
 		r.passed++
 	}
-	fmt.Printf("%s %s: %s, %s, %s\n", verdict, s.fullName(), peerVersion(), s.shows, s.role)
+	peer := peerVersion()
+	if s.iked {
+		peer = "OpenIKED"
+	}
+	fmt.Printf("%s %s: %s, %s, %s\n", verdict, s.fullName(), peer, s.shows, s.role)
 }
 
 func (r *report) summary() { fmt.Printf("%d passed, %d failed\n", r.passed, r.failed) }

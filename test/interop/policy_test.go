@@ -14,7 +14,7 @@ type policy struct {
 	pfs      string   // (none)
 	mode     string   // (tunnel)
 	dpd      string   // (30s)
-	legacy   bool     // IKE suites may have legacy algorithms
+	legacy   bool     // IKE and ESP may have legacy algorithms
 	identity string   // (us.example)
 	theirs   string   // identity that we expect (swan.example)
 	local    []netip.Prefix
@@ -59,7 +59,7 @@ func (p policy) yaml(e ends) string {
 			}
 			methods = append(methods, fmt.Sprintf("{esp: {encryption: %s%s}}", encr, integ))
 		}
-		security = ", security: [" + strings.Join(methods, ", ") + "]"
+		security = ", allowLegacy: " + fmt.Sprint(p.legacy) + ", security: [" + strings.Join(methods, ", ") + "]"
 	}
 	encap := !p.raw
 	if p.ah != "" {

@@ -60,7 +60,8 @@ func makeImage(init, kernel string) ([]byte, error) {
 	for _, dir := range []string{"bin", "sbin", "lib", "lib64"} {
 		i["/"+dir] = imageFile{modeLink, []byte("usr/" + dir)}
 	}
-	for _, dir := range []string{"/etc/ipsec.d", "/var/lib", "/var/tmp", "/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/usr/share"} {
+	for _, dir := range []string{"/etc/ipsec.d", "/var/lib", "/var/tmp", "/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/usr/share",
+		"/var/lib/openiked/empty", "/etc/iked/ca", "/etc/iked/certs", "/etc/iked/crls", "/etc/iked/private", "/etc/iked/pubkeys/fqdn", "/etc/iked/ocsp"} {
 		i.directory(dir)
 	}
 	i["/var/run"] = imageFile{modeLink, []byte("../run")}
