@@ -78,18 +78,24 @@ func Reachable(a, b *Host) error {
 	return err
 }
 
-func received(a, b *Host, out *ipsec.SA) error {
-	for _, in := range b.SAs {
-		if in.Direction != ipsec.Inbound || in.SPI != out.SPI {
-			continue
+func (h *Host) inbound(spi ipsec.SPI) *ipsec.SA {
+	for i := range h.SAs {
+		if h.SAs[i].Direction == ipsec.Inbound && h.SAs[i].SPI == spi {
+			return &h.SAs[i]
 		}
+	}
+	return nil
+}
+
+// received says nothing of UDP encapsulation: while addresses change the ends may differ,
+// and each takes ESP with and without it "at any time" (RFC 7296 §2.23).
+func received(a, b *Host, out *ipsec.SA) error {
+	if in := b.inbound(out.SPI); in != nil {
 		switch {
 		case !in.EncrKey.Equal(out.EncrKey) || !in.IntegKey.Equal(out.IntegKey):
 			return fmt.Errorf("SPI %s: %s and %s have different keys", out.SPI, a.Name, b.Name)
 		case in.Suite != out.Suite || in.Mode != out.Mode:
 			return fmt.Errorf("SPI %s: %s has %s %s, %s has %s %s", out.SPI, a.Name, out.Suite, out.Mode, b.Name, in.Suite, in.Mode)
-		case (in.Encap == nil) != (out.Encap == nil):
-			return fmt.Errorf("SPI %s: one end encapsulates in UDP", out.SPI)
 		case len(in.Selectors) != len(out.Selectors):
 			return fmt.Errorf("SPI %s: selectors %v and %v", out.SPI, out.Selectors, in.Selectors)
 		}
@@ -132,6 +138,9 @@ func Agree(a, b *Host) error {
 			if s.Direction == ipsec.Outbound {
 				if err := received(x, y, s); err != nil {
 					return err
+				}
+				if in := y.inbound(s.SPI); (in.Encap == nil) != (s.Encap == nil) {
+					return fmt.Errorf("SPI %s: one end encapsulates in UDP", s.SPI)
 				}
 			}
 		}

@@ -328,6 +328,8 @@ func (h *Host) handle(m ike.Machine, ev ike.Event) {
 			h.answer(m, e, h.Certificates(e))
 		case ike.Spawn:
 			h.Machines = append(h.Machines, e.Machine)
+			h.net.answers = append(h.net.answers, answer{h, e.Machine, ike.PolicyChanged{Policy: h.Policy}, h.net.Now, h.net.next()},
+				answer{h, e.Machine, h.addresses(), h.net.Now, h.net.next()})
 		case ike.Dropped:
 			h.Drops[e.Why]++
 		case ike.ChildUp:

@@ -45,6 +45,9 @@ func (m *Machine) ForgetFragmentsForTest() { m.frag.agreed = false }
 // ForgetWindowForTest makes a peer of one that has granted no window.
 func (m *Machine) ForgetWindowForTest() { m.window.granted = 0 }
 
+// WaitingForTest counts the tasks that wait to begin.
+func (m *Machine) WaitingForTest() int { return len(m.queue) }
+
 // HeldFragmentsForTest counts the octets and messages being put together.
 func (m *Machine) HeldFragmentsForTest() (octets, messages int) {
 	all := slices.Clone(m.frag.requests)

@@ -14,10 +14,12 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/iketest"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 )
 
 // Random schedules of commands on both ends over a network that loses, repeats,
-// delays and reorders, with restarts of either end. Whatever happens: at rest both ends agree on which SAs
+// delays and reorders, with restarts of either end, other policies and other addresses.
+// Whatever happens: at rest both ends agree on which SAs
 // there are, nothing is left in a worker that no machine owns, and nothing is
 // under way; there are never more SAs than the bound; and while nobody closes
 // anything, each end can send at any moment, and the other would receive it.
@@ -81,17 +83,26 @@ type schedule struct {
 	seed    uint64
 
 	resources uint32 // CHILD SAs beside the first
+	rules     int    // more than the one that is connected for
+	mobile    bool   // with MOBIKE, and addresses that change
+	changing  bool   // policies do
+	narrow    bool   // now and then a peer takes one request at a time
 	gentle    bool   // nobody closes anything
 	both      bool   // both ends connect, so that there may be two IKE SAs
 	steps     int
-	wanted    bool // from now on there must be a usable CHILD SA
+	most      map[*iketest.Host]int // CHILD SAs at once
+	wanted    bool                  // from now on there must be a usable CHILD SA
 	bad       error
 }
 
 func newSchedule(t testing.TB, seed uint64) *schedule {
-	s := &schedule{seed: seed, gentle: seed%2 == 0}
+	s := &schedule{seed: seed, most: map[*iketest.Host]int{}, gentle: seed%2 == 0, mobile: seed%5 == 2, changing: seed%6 == 5, narrow: seed%3 == 1}
+	if seed%7 > 3 {
+		s.rules = 2
+	}
 	s.net, s.web, s.db = iketest.Pair(t, seed, func(w, d *iketest.Side) {
 		w.DPD, d.DPD = 20*time.Second, 20*time.Second
+		w.Mobike, d.Mobike = s.mobile, s.mobile
 		switch {
 		case seed%16 == 0: // slow: every exchange waits for the engine
 			w.PFS, d.PFS = ipsec.KEMODP2048, ipsec.KEMODP2048
@@ -110,6 +121,14 @@ func newSchedule(t testing.TB, seed uint64) *schedule {
 			w.PFS, d.PFS = ipsec.KEX25519, ipsec.KEX25519
 		}
 	})
+	for _, h := range []*iketest.Host{s.web, s.db} {
+		for i := range s.rules {
+			more := h.Policy.Rules[0]
+			more.Name = fmt.Sprint("rule-", i)
+			more.Selector.Local.Protocol, more.Selector.Remote.Protocol = uint8(100+i), uint8(100+i)
+			h.Policy.Rules = append([]ipsec.Rule{more}, h.Policy.Rules...)
+		}
+	}
 	r := s.net.Rand
 	if r.IntN(3) == 0 {
 		s.net.AnswerDelay = func() time.Duration { return time.Duration(r.IntN(400)) * time.Millisecond }
@@ -150,6 +169,8 @@ func (s *schedule) run() error {
 		}
 	}
 	// Rest: the network heals, and everything that was begun comes to an end.
+	s.calm(s.web)
+	s.calm(s.db)
 	s.net.Run(5 * time.Second)
 	s.net.Hook = nil
 	s.net.Run(4 * time.Minute)
@@ -160,7 +181,7 @@ func (s *schedule) run() error {
 		if i := slices.IndexFunc(h.Machines, func(m ike.Machine) bool { return m.Info().State != "established" }); i >= 0 {
 			return fmt.Errorf("%s still is %s", h.Name, h.Machines[i].Info().State)
 		}
-		if s.gentle && s.wanted {
+		if s.gentle && s.wanted && s.rules == 0 && !s.changing {
 			for _, m := range h.Machines {
 				if c, want := m.Info().Children, 1+int(s.resources); len(c) != want {
 					return fmt.Errorf("%s ends with %d CHILD SAs on one IKE SA, want %d: %+v", h.Name, len(c), want, c)
@@ -168,17 +189,96 @@ func (s *schedule) run() error {
 			}
 		}
 	}
-	return iketest.Agree(s.web, s.db)
+	if err := iketest.Agree(s.web, s.db); err != nil {
+		return err
+	}
+	for _, h := range []*iketest.Host{s.web, s.db} {
+		for _, m := range h.Machines {
+			if n := m.(*ikev2.Machine).WaitingForTest(); n != 0 {
+				return fmt.Errorf("%s: %d tasks wait, for ever", h.Name, n)
+			}
+			for _, c := range m.Info().Children {
+				for _, sa := range h.SAs {
+					if p := m.Info().Path; sa.Child == c.ID && (sa.Local != p.Local.Addr() || sa.Remote != p.Remote.Addr()) {
+						return fmt.Errorf("%s: SA %s goes %s ... %s, its IKE SA %s", h.Name, sa.SPI, sa.Local, sa.Remote, p)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// move changes the addresses of a host.
+func (s *schedule) move(h *iketest.Host) {
+	all := map[*iketest.Host][]string{s.web: {"10.0.0.1", "10.0.8.1", "10.0.9.1"}, s.db: {"10.0.0.2", "10.0.7.2"}}[h]
+	s.net.Rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	h.Readdress(all[:1+s.net.Rand.IntN(len(all))]...)
+}
+
+// change gives a host another policy: a rule that goes or comes back, other lifetimes.
+func (s *schedule) change(h *iketest.Host) {
+	r := s.net.Rand
+	p := *h.Policy
+	p.Version.Revision++
+	p.Rules, p.Peers = slices.Clone(p.Rules), slices.Clone(p.Peers)
+	switch i := r.IntN(len(p.Rules)); r.IntN(3) {
+	case 0:
+		if p.Rules[i].Peer = "peer"; r.IntN(2) == 0 {
+			p.Rules[i].Peer = "another"
+		}
+	case 1:
+		t := *p.Rules[i].Template
+		t.Lifetime.TimeSoft, t.Lifetime.TimeHard = time.Duration(r.IntN(3))*time.Minute, 5*time.Minute
+		p.Rules[i].Template = &t
+	case 2:
+		p.Peers[0].Lifetime = time.Duration(r.IntN(3)) * time.Minute
+	}
+	tellPolicy(h, &p)
+}
+
+// calm takes the lifetimes out of a host's policy: what they lead to has no end.
+func (s *schedule) calm(h *iketest.Host) {
+	p := *h.Policy
+	p.Rules, p.Peers = slices.Clone(p.Rules), slices.Clone(p.Peers)
+	p.Peers[0].Lifetime = 0
+	for i := range p.Rules {
+		t := *p.Rules[i].Template
+		t.Lifetime, p.Rules[i].Template = ipsec.Lifetime{}, &t
+	}
+	tellPolicy(h, &p)
+}
+
+func tellPolicy(h *iketest.Host, p *ipsec.NodePolicy) {
+	h.Policy = p
+	for _, m := range slices.Clone(h.Machines) {
+		h.Tell(m, ike.PolicyChanged{Policy: p})
+	}
 }
 
 // command gives a machine something to do. Most of it keeps the CHILD SA.
 func (s *schedule) command(h *iketest.Host, m ike.Machine) {
 	r := s.net.Rand
-	if r.IntN(6) == 0 && h.Restart(m) {
+	switch {
+	case r.IntN(6) == 0 && h.Restart(m):
 		s.step()
 		return
+	case s.mobile && r.IntN(3) == 0:
+		s.move(h)
+		s.step()
+		return
+	case s.changing && r.IntN(2) == 0:
+		s.change(h)
+		s.step()
+		return
+	case s.rules > 0 && r.IntN(3) == 0:
+		for i := range s.rules {
+			h.Tell(m, ike.CreateChild{Rule: fmt.Sprint("rule-", i)})
+		}
+	case s.narrow && r.IntN(3) == 0:
+		m.(*ikev2.Machine).ForgetWindowForTest()
 	}
-	if s.resources > 0 && r.IntN(3) == 0 { // as many requests as the window takes, and more
+	if (s.resources > 0 || s.rules > 0) && r.IntN(3) == 0 { // as many requests as the window takes, and more
 		for _, c := range m.Info().Children {
 			h.Tell(m, ike.RekeyChild{Child: c.ID})
 		}
@@ -219,10 +319,10 @@ func (s *schedule) step() {
 // bounded checks the number of CHILD SAs and of a worker's SAs. One IKE SA has one
 // CHILD SA here. While it is replaced there may be two successors, made by either
 // end, and what each end has not deleted yet of the time before. Draining ones
-// come on top.
+// come on top, also of CHILD SAs that are gone.
 func (s *schedule) bounded(h *iketest.Host) error {
 	for _, m := range h.Machines {
-		if c := len(m.Info().Children); c > 5*(1+int(s.resources)) && s.gentle {
+		if c := len(m.Info().Children); c > 5*(1+s.rules)*(1+int(s.resources)) && s.gentle {
 			return fmt.Errorf("%s has %d CHILD SAs on one IKE SA", h.Name, c)
 		}
 	}
@@ -235,7 +335,9 @@ func (s *schedule) bounded(h *iketest.Host) error {
 		}
 	}
 	c := len(h.Children())
-	if out > c || in > 3*c+2*len(h.Machines)+2 {
+	most := max(s.most[h], c)
+	s.most[h] = most
+	if out > c || in > 3*most+2*len(h.Machines)+2 {
 		return fmt.Errorf("%s: the worker has %d outbound and %d inbound SAs of %d CHILD SAs", h.Name, out, in, c)
 	}
 	return nil
@@ -256,12 +358,12 @@ func (s *schedule) usable() error {
 		if s.both {
 			first = 2
 		}
-		s.wanted = s.gentle && len(s.web.Up) >= first && len(s.db.Up) >= first
+		s.wanted = s.gentle && !s.changing && len(s.web.Up) >= first && len(s.db.Up) >= first
 		return nil
 	}
 	for _, p := range [][2]*iketest.Host{{s.web, s.db}, {s.db, s.web}} {
 		check := iketest.Deliverable
-		if s.both || s.resources > 0 { // the engine holds the second one's outbound SA back
+		if s.both || s.resources > 0 || s.rules > 0 { // the engine holds the second one's outbound SA back
 			check = iketest.Reachable
 		}
 		if err := check(p[0], p[1]); err != nil {
