@@ -200,9 +200,9 @@ func TestAMachineThatIsFullIsSaved(t *testing.T) {
 // What an exchange under way has computed, and an answer that comes too late for it, is
 // overwritten with the IKE SA's end.
 func TestNoSecretOutlivesTheMachine(t *testing.T) {
-	secrets := make([]ipsec.Secret, 4)
-	for i := range secrets {
-		secrets[i] = ipsec.CopySecret([]byte("a secret"))
+	var secrets []ipsec.Secret
+	for range 4 {
+		secrets = append(secrets, ipsec.CopySecret([]byte("a secret")))
 	}
 	m := whole()
 	m.flight[0].secrets = secrets[:1]
