@@ -201,6 +201,57 @@ func TestStoredStateUnderAnotherKey(t *testing.T) {
 	}
 }
 
+// RFC 6290: a key manager that has lost its IKE SAs shows the token of the one that a
+// request of the peer's comes under, and the peer, which has another key manager,
+// drops it at once and starts anew. With liveness checks it would take a minute.
+func TestLostStateIsProvenToThePeer(t *testing.T) {
+	p := lab.NewPair(t, lab.PairOptions{})
+	wire := p.A.Sniff()
+	a := newBench(t, p.Lab, "", fleet.Options{Hosts: []*lab.Node{p.A.Node}}, wire)
+	b := newBench(t, p.Lab, "", fleet.Options{Hosts: []*lab.Node{p.B.Node}, Control: "control2"})
+	here := side{identity: "a.example", other: "b.example", ike: "aes256gcm16-prfsha256-x25519", esp: "aes128gcm16", traffic: "protocol: icmp", psk: fleet.RandomPSK()}
+	there := here
+	there.identity, there.other = here.other, here.identity
+	a.Secret(fleet.PSK, here.psk)
+	b.Secret(fleet.PSK, here.psk)
+	a.Apply(here.policy("a", "192.0.2.1", "b", "192.0.2.2"))
+	b.Apply(there.policy("b", "192.0.2.2", "a", "192.0.2.1"))
+	a.WaitInSync()
+	b.WaitInSync()
+	p.A.Node.Ping(p.B.V4.Addr(), lab.PingOptions{})
+	before := a.SAs("a")
+	if len(before) != 1 {
+		t.Fatalf("IKE SAs %v, want one", before)
+	}
+	// The store goes; what tokens are made from stays.
+	b.Keymgrd.Kill9()
+	if err := os.RemoveAll(filepath.Join(b.State(), "sas")); err != nil {
+		t.Fatal(err)
+	}
+	b.Keymgrd.Start()
+	b.Keymgrd.WaitUp()
+	b.WaitInSync()
+	a.RekeyIKE("a", before[0].GetLocalSpi())
+	lab.WaitFor(t, limit, "a to know that b has lost the IKE SA", func() error {
+		for _, f := range a.Failures("") {
+			if f.GetWhy() == "PEER_LOST_STATE" {
+				return nil
+			}
+		}
+		return fmt.Errorf("failures %v", a.Failures(""))
+	})
+	lab.WaitFor(t, 3*limit, "another IKE SA in place of the lost one", func() error {
+		s := a.SAs("a")
+		if len(s) != 1 || s[0].GetLocalSpi() == before[0].GetLocalSpi() || s[0].GetState() != "established" || len(s[0].GetChildren()) == 0 {
+			return fmt.Errorf("a has %v", s)
+		}
+		return nil
+	})
+	// For a moment b still sends on the SA that its worker kept, and a has not any more.
+	p.A.Node.WaitPing(p.B.V4.Addr(), limit)
+	p.A.Node.Ping(p.B.V4.Addr(), lab.PingOptions{Count: 3})
+}
+
 func files(t *testing.T, dir string) []string {
 	t.Helper()
 	var out []string

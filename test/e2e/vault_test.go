@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -198,4 +199,43 @@ func TestPSKFromVault(t *testing.T) {
 		}
 		return errors.New("no NO_CREDENTIAL")
 	})
+}
+
+// The key of the stored state is in Vault. While Vault is sealed keymgrd waits and
+// traffic goes on; when it has the key it goes on with the SAs it had.
+func TestStateKeyFromVault(t *testing.T) {
+	b := newPair(t, "", fleet.Options{})
+	v := newVaultServer(t, b.Control)
+	v.put("state", fleet.RandomPSK())
+	flags := append(v.flags(), "--state.key", "vault:secret/testudo/state")
+	b.Keymgrd.Kill9()
+	if err := os.RemoveAll(b.State()); err != nil { // it is sealed with another key
+		t.Fatal(err)
+	}
+	b.Keymgrd.Start(flags...)
+	b.Apply(protectPair(""))
+	b.WaitInSync()
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	before := b.spis()
+	probe := b.A.Node.StartProbe(b.B, false, pace)
+	moving(t, probe)
+
+	v.control("seal")
+	b.Keymgrd.Kill9()
+	b.Keymgrd.Start(flags...)
+	b.Keymgrd.Process().WaitOutput("a secret that keymgrd needs to start cannot be had; waiting", limit)
+	moving(t, probe)
+	v.control("unseal")
+	b.Keymgrd.WaitUp()
+	b.WaitInSync()
+	if got := b.spis(); !slices.Equal(got, before) {
+		t.Errorf("CHILD SAs %v, want those of before the restart, %v", got, before)
+	}
+	if got := metric(b.Keymgrd, "testudo_keymgr_state_restored_total"); got < 2 {
+		t.Errorf("%v IKE SAs restored, want 2, one of each end", got)
+	}
+	moving(t, probe)
+	if r := probe.Stop(); r.Lost != 0 {
+		t.Errorf("%v; want none lost", r)
+	}
 }
