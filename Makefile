@@ -90,9 +90,10 @@ interop: build ## Talk to strongSwan: a line for each scenario, and how many pas
 
 .PHONY: interop-vm
 interop-vm: build ## Talk to peers in virtual machines, whose kernel does ESP and AH
-	@scripts/deps
+	@scripts/deps machines
+	@TESTUDO_MACHINES=1 go test -count 1 -run '^TestMachine$$' ./test/lab
 	@go test -c -o $(OUT)/interop.test ./test/interop
-	@cd test/interop && $(OUT)/interop.test -test.run '^Test(Kernel|OpenIKED)$$' -test.timeout 20m
+	@cd test/interop && TESTUDO_MACHINES=1 $(OUT)/interop.test -test.run '^Test(Kernel|OpenIKED)$$' -test.timeout 20m
 
 .PHONY: model
 model: ## Run 10^5 random schedules of both ends of an IKE SA (2 minutes)
