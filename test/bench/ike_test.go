@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,7 +18,8 @@ import (
 	"github.com/testudo-ipsec/testudo/test/lab"
 )
 
-// ikeVar is set to run the benchmark of IKE; see benchVar.
+// ikeVar is set to run the benchmark of IKE; see benchVar. roundsVar, stepsVar (names
+// of rows) and onlyVar (testudo or charon) make it short.
 const ikeVar = "TESTUDO_BENCH_IKE"
 
 // Each round sets up one IKE SA with one CHILD SA for each of so many peers,
@@ -217,20 +219,37 @@ func TestIKE(t *testing.T) {
 	n := rounds(t)
 	type row struct {
 		name, suite string
-		rivals      [2]ikeResponder // ours and charon
+		rivals      []ikeResponder // ours and charon
 	}
-	bySecret := [2]ikeResponder{oursIKE(t, false), swanIKE(t, false)}
+	names := append(slices.Clone(ikeSuites), ikeSuites[0]+" ecdsa")
+	steps, only := chosen(t, stepsVar, names...), chosen(t, onlyVar, "testudo", "charon")
+	rivals := func(certificates bool) (out []ikeResponder) {
+		if slices.Contains(only, "testudo") {
+			out = append(out, oursIKE(t, certificates))
+		}
+		if slices.Contains(only, "charon") {
+			out = append(out, swanIKE(t, certificates))
+		}
+		return out
+	}
+	by := map[bool][]ikeResponder{}
 	var rows []row
-	for _, suite := range ikeSuites {
-		rows = append(rows, row{suite, suite, bySecret})
+	for i, name := range names {
+		if !slices.Contains(steps, name) {
+			continue
+		}
+		certificates := i == len(ikeSuites)
+		if by[certificates] == nil {
+			by[certificates] = rivals(certificates)
+		}
+		rows = append(rows, row{name, ikeSuites[i%len(ikeSuites)], by[certificates]})
 	}
-	rows = append(rows, row{ikeSuites[0] + " ecdsa", ikeSuites[0], [2]ikeResponder{oursIKE(t, true), swanIKE(t, true)}})
 	got := map[string][]ikeRound{}
 	key := func(r ikeResponder, name string) string { return r.name + " " + name }
 	for i := range n {
 		for _, row := range rows {
 			for k := range row.rivals {
-				r, suite := row.rivals[(i+k)%2], row.name
+				r, suite := row.rivals[(i+k)%len(row.rivals)], row.name
 				x := r.round(t, row.suite)
 				got[key(r, suite)] = append(got[key(r, suite)], x)
 				fmt.Printf("round %d of %d  %-8s %-34s %.3f ms CPU %.3f  %5.0f set-ups/s  p50 %.1f ms  p99 %.1f ms  %6.0f octets\n",
@@ -263,8 +282,10 @@ func TestIKE(t *testing.T) {
 		}
 	}
 	fmt.Println("octets: live heap of keymgrd after a collection; growth of charon's resident set, which shows in its first round only")
-	a, b, s := bySecret[0], bySecret[1], ikeSuites[0]
-	fmt.Printf("\nbench-ike: ours_cpu_ms=%.3f charon_cpu_ms=%.3f ratio=%.2f setups_per_s=%.0f p99_ms=%.1f bytes_per_sa=%.0f\n",
-		mid(a, s, cpu), mid(b, s, cpu), mid(a, s, cpu)/mid(b, s, cpu), mid(a, s, func(x ikeRound) float64 { return x.perSecond }),
-		mid(a, s, func(x ikeRound) float64 { return x.p99 }), mid(a, s, func(x ikeRound) float64 { return x.octets }))
+	if first := rows[0]; len(first.rivals) == 2 {
+		a, b, s := first.rivals[0], first.rivals[1], first.name
+		fmt.Printf("\nbench-ike: ours_cpu_ms=%.3f charon_cpu_ms=%.3f ratio=%.2f setups_per_s=%.0f p99_ms=%.1f bytes_per_sa=%.0f\n",
+			mid(a, s, cpu), mid(b, s, cpu), mid(a, s, cpu)/mid(b, s, cpu), mid(a, s, func(x ikeRound) float64 { return x.perSecond }),
+			mid(a, s, func(x ikeRound) float64 { return x.p99 }), mid(a, s, func(x ikeRound) float64 { return x.octets }))
+	}
 }
