@@ -33,5 +33,7 @@ func Dial(address string, want Role, files config.TLS, opts ...grpc.DialOption) 
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 	)...)
 }

@@ -129,11 +129,23 @@ func (c localCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.
 	if !c.allow(cred.Uid) {
 		return nil, nil, fmt.Errorf("user %d may not use this socket; run as root or as the daemon's user", cred.Uid)
 	}
-	return conn, localInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, cred.Uid}, nil
+	q, err := newQuickConn(uc)
+	if err != nil {
+		return nil, nil, err
+	}
+	return q, localInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, cred.Uid}, nil
 }
 
 func (c localCredentials) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return conn, localInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, 0}, nil
+	uc, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, nil, fmt.Errorf("local credentials need a unix socket, got %s", conn.RemoteAddr().Network())
+	}
+	q, err := newQuickConn(uc)
+	if err != nil {
+		return nil, nil, err
+	}
+	return q, localInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, 0}, nil
 }
 
 func (localCredentials) Info() credentials.ProtocolInfo {

@@ -110,6 +110,8 @@ func (s *Server) listen(address string, files config.TLS, allow Allow, register 
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.WaitForHandlers(true),
 	)
 	healthpb.RegisterHealthServer(g, s.Health)
@@ -122,6 +124,11 @@ func (s *Server) listen(address string, files config.TLS, allow Allow, register 
 
 // maxMessage bounds one message: a batch of some ten thousand SAs or rules.
 const maxMessage = 32 << 20
+
+// window is how much may be on its way, of a stream and of a connection. It is fixed:
+// else each end sends a ping with nearly each message, to learn the delay and fit the
+// window to it, and the ping wakes both daemons twice.
+const window = 4 << 20
 
 func (s *Server) recovered(method string, err *error) {
 	if r := recover(); r != nil {
