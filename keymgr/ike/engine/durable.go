@@ -37,9 +37,10 @@ func keyNode(node string) string                { return "n/" + node }
 const (
 	commitPause = 2 * time.Millisecond // between two batches: at most 500 writes a second
 	commitRetry = 250 * time.Millisecond
-	commitMost  = 4 << 20  // octets of one batch, soft
-	maxBehind   = 64 << 20 // octets that wait; above, datagrams are dropped
-	perWaiting  = 1 << 10  // octets that whatever waits counts for, beside its changes
+	commitLazy  = 100 * time.Millisecond // what nobody waits for is written by then
+	commitMost  = 4 << 20                // octets of one batch, soft
+	maxBehind   = 64 << 20               // octets that wait; above, datagrams are dropped
+	perWaiting  = 1 << 10                // octets that whatever waits counts for, beside its changes
 )
 
 // durable writes changes down in the order in which they are submitted, many in one
@@ -53,8 +54,14 @@ type durable struct {
 	more    sync.Cond
 	waiting []submission
 	octets  int
+	urgent  bool        // somebody waits, or has waited long enough
+	lazy    *time.Timer // makes it urgent; nil when nothing is to be written
 	closed  bool
 	behind  atomic.Bool
+
+	// reserved is a number that no SA number of the next process is below: an SA up to
+	// it may be in a worker before the disk knows of it.
+	reserved atomic.Uint64
 
 	failing                           atomic.Bool
 	commits, records, written, errors atomic.Uint64
@@ -75,14 +82,32 @@ func newDurable(e *Engine, s Store) *durable {
 
 // submit queues changes, all or none of which will be durable, and what is to be
 // done then: on the writer's goroutine, in the order of submission. It takes the
-// values over, and does not wait.
+// values over, and does not wait. Without then nobody waits, and the changes travel
+// with the next that somebody waits for, or after commitLazy.
 func (d *durable) submit(changes []store.Change, then func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.waiting = append(d.waiting, submission{changes, then, time.Now()})
 	d.octets += size(changes)
 	d.behind.Store(d.octets > maxBehind)
-	d.more.Signal()
+	switch {
+	case then != nil || d.octets > commitMost:
+		d.urge()
+	case !d.urgent && d.lazy == nil:
+		d.lazy = time.AfterFunc(commitLazy, func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.urge()
+		})
+	}
+}
+
+// urge has the writer begin. The caller holds mu.
+func (d *durable) urge() {
+	if !d.urgent {
+		d.urgent = true
+		d.more.Signal()
+	}
 }
 
 // submitMany is submit for changes that need not be durable together: of a node with
@@ -136,8 +161,12 @@ func (d *durable) pause(t time.Duration) {
 func (d *durable) take() (group []submission, last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for len(d.waiting) == 0 && !d.closed {
+	for !d.urgent && !d.closed {
 		d.more.Wait()
+	}
+	if d.lazy != nil {
+		d.lazy.Stop()
+		d.lazy = nil
 	}
 	n, octets := 0, 0
 	for n < len(d.waiting) && octets < commitMost {
@@ -146,7 +175,7 @@ func (d *durable) take() (group []submission, last bool) {
 	}
 	group = d.waiting[:n:n]
 	if d.waiting = d.waiting[n:]; len(d.waiting) == 0 {
-		d.waiting = nil
+		d.waiting, d.urgent = nil, false
 	}
 	d.octets -= octets
 	d.behind.Store(d.octets > maxBehind)
@@ -156,7 +185,7 @@ func (d *durable) take() (group []submission, last bool) {
 // commit writes a group, again and again while that fails: what waits for it must
 // not happen before. It gives up when the engine is closed.
 func (d *durable) commit(group []submission, last bool) bool {
-	batch := d.batch(group)
+	batch, reserved := d.batch(group)
 	defer func() {
 		for _, c := range batch {
 			clear(c.Value)
@@ -193,18 +222,21 @@ func (d *durable) commit(group []submission, last bool) bool {
 			s.then()
 		}
 	}
+	if len(batch) != 0 {
+		d.reserved.Store(reserved)
+	}
 	return true
 }
 
 // batch merges a group: of several changes of one record the last counts. Each batch
-// says how far SA numbers have got.
-func (d *durable) batch(group []submission) []store.Change {
+// says how far SA numbers have got, and up to where they may get before the next.
+func (d *durable) batch(group []submission) (out []store.Change, reserved uint64) {
 	n := 0
 	for _, s := range group {
 		n += len(s.changes)
 	}
 	at := make(map[string]int, n)
-	out := make([]store.Change, 0, n+1)
+	out = make([]store.Change, 0, n+1)
 	for _, s := range group {
 		for _, c := range s.changes {
 			if i, ok := at[c.Key]; ok {
@@ -217,10 +249,15 @@ func (d *durable) batch(group []submission) []store.Change {
 		}
 	}
 	if len(out) > 0 {
-		out = append(out, store.Change{Key: keyEpoch, Value: epoch{d.e.firstID, ipsec.SAID(d.e.ids.Load())}.octets()})
+		used := d.e.ids.Load()
+		reserved = used + reserveIDs
+		out = append(out, store.Change{Key: keyEpoch, Value: epoch{d.e.firstID, ipsec.SAID(used), ipsec.SAID(reserved)}.octets()})
 	}
-	return out
+	return out, reserved
 }
+
+// reserveIDs is how many numbers are reserved with each batch: a set-up takes half a dozen.
+const reserveIDs = 1 << 16
 
 func (d *durable) close() {
 	d.mu.Lock()
@@ -229,17 +266,20 @@ func (d *durable) close() {
 	d.mu.Unlock()
 }
 
-// epoch is what is known of SA numbers: the first one since the store is there, and
-// one that none is above.
-type epoch struct{ first, last ipsec.SAID }
+// epoch is what is known of SA numbers: the first one since the store is there, one
+// that no outbound SA is above, and one that no SA at all is above.
+type epoch struct{ first, last, reserved ipsec.SAID }
 
 func (x epoch) octets() []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(x.first)), uint64(x.last))
+	b := binary.BigEndian.AppendUint64(nil, uint64(x.first))
+	b = binary.BigEndian.AppendUint64(b, uint64(x.last))
+	return binary.BigEndian.AppendUint64(b, uint64(x.reserved))
 }
 
 func parseEpoch(b []byte) (epoch, error) {
-	if len(b) != 16 {
-		return epoch{}, fmt.Errorf("the record of SA numbers has %d octets, want 16", len(b))
+	if len(b) != 24 {
+		return epoch{}, fmt.Errorf("the record of SA numbers has %d octets, want 24", len(b))
 	}
-	return epoch{ipsec.SAID(binary.BigEndian.Uint64(b)), ipsec.SAID(binary.BigEndian.Uint64(b[8:]))}, nil
+	at := func(i int) ipsec.SAID { return ipsec.SAID(binary.BigEndian.Uint64(b[i:])) }
+	return epoch{at(0), at(8), at(16)}, nil
 }

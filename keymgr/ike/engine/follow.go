@@ -111,8 +111,6 @@ func (n *node) tellAddresses(c *cell) {
 // move gives some SAs other outer addresses or ports. An SA that cannot be put
 // there is replaced.
 func (n *node) move(f ike.Move) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	for _, id := range f.SAs {
 		op, err := n.sadb.Move(time.Now(), id, f.Local, f.Remote, f.Encap)
 		switch {

@@ -20,6 +20,9 @@ type errand struct {
 	mend  ipsec.SAID   // housekeeping: reinstalled or granted a lease
 }
 
+// allFresh reports one whose SAs the worker has never had.
+func (x *errand) allFresh() bool { return x.cell != nil && len(x.fresh) == len(x.sas) }
+
 func (x *errand) answer(err error) { x.cell.post(ike.Installed{ID: x.id, Err: err}) }
 
 // settle is how long an outbound SA is held back that would take traffic over
@@ -28,10 +31,22 @@ func (x *errand) answer(err error) { x.cell.post(ike.Installed{ID: x.id, Err: er
 // tells), and there is no hurry while the others work.
 const settle = 500 * time.Millisecond
 
-// install performs an Install effect.
-func (n *node) install(c *cell, f ike.Install) {
+// changeSAs performs an Install, Remove or Move effect.
+func (n *node) changeSAs(c *cell, f ike.Effect) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	switch f := f.(type) {
+	case ike.Install:
+		n.install(c, f)
+	case ike.Remove:
+		n.remove(f.SAs)
+	case ike.Move:
+		n.move(f)
+	}
+}
+
+// install performs an Install effect.
+func (n *node) install(c *cell, f ike.Install) {
 	c.unproven = f.Unproven
 	sas, x := f.SAs, &errand{cell: c, id: f.ID}
 	if !n.takesOver(c, sas) {
@@ -130,14 +145,8 @@ func (n *node) fail(x *errand, err error) {
 	x.answer(err)
 }
 
-// remove performs a Remove effect.
+// remove performs a Remove effect, and takes out what nobody looks after.
 func (n *node) remove(ids []ipsec.SAID) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.removeLocked(ids)
-}
-
-func (n *node) removeLocked(ids []ipsec.SAID) {
 	var ops []push.Op
 	for _, id := range ids {
 		delete(n.held, id)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
@@ -9,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 	"github.com/testudo-ipsec/testudo/keymgr/store"
+	"github.com/testudo-ipsec/testudo/keymgr/store/memory"
 )
 
 func TestTimersComeInOrder(t *testing.T) {
@@ -131,3 +135,29 @@ func TestManyChangesAreSplit(t *testing.T) {
 		t.Fatalf("%d of 12345 changes", total)
 	}
 }
+
+// A clock that was set back does not make SA numbers come twice: those that the last
+// process had reserved are left out, written or not.
+func TestSANumbersGoOnAfterThoseThatWereReserved(t *testing.T) {
+	disk := new(memory.Store)
+	later := uint64(time.Now().Add(time.Hour).UnixNano()) //nolint:gosec // after 1970
+	last := epoch{1, ipsec.SAID(later), ipsec.SAID(later + 500)}
+	if err := disk.Commit([]store.Change{{Key: keyEpoch, Value: last.octets()}}); err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Config{Machines: ikev2.Machines{}, Secrets: noSecrets{}, Store: disk, Shards: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if id := e.node("a").env.NextID(); id != later+501 {
+		t.Errorf("the next number is %d past the last one used, want 501", int64(id-later)) //nolint:gosec // small
+	}
+	if e.durable.reserved.Load() != 0 {
+		t.Error("numbers are reserved before anything is written")
+	}
+}
+
+type noSecrets struct{}
+
+func (noSecrets) PSK(context.Context, string) ([]ipsec.Secret, error) { return nil, nil }

@@ -38,12 +38,63 @@ func (s *shard) letOut(c *cell, effects []ike.Effect, spawned []*cell) {
 		return
 	}
 	c.pending++
-	d.submit(changes, func() {
+	c.node.prepare(c, effects, changes, func(prepared [][]func()) {
 		s.inbox.post(item{fn: func() {
 			c.pending--
-			s.performAll(c, effects)
+			for i, f := range effects {
+				switch {
+				case prepared[i] != nil:
+					c.node.deliver(prepared[i])
+				case !c.gone && !onSAs(f):
+					s.perform(c, f)
+				}
+			}
 		}})
 	})
+}
+
+// onSAs reports an effect of which prepare has done what is done here.
+func onSAs(f ike.Effect) bool {
+	switch f.(type) {
+	case ike.Install, ike.Remove, ike.Move:
+		return true
+	}
+	return false
+}
+
+// prepare does what effects on SAs change here, and has it written in one batch with
+// the machine's changes, so that a set-up waits for the disk once. What the worker
+// does of it is let out when it is durable, effect by effect: prepared[i] belongs to
+// effects[i], and goes to deliver.
+func (n *node) prepare(c *cell, effects []ike.Effect, changes []store.Change, then func(prepared [][]func())) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	prepared := make([][]func(), len(effects))
+	n.preparing = true
+	for i, f := range effects {
+		switch f := f.(type) {
+		case ike.Install:
+			n.install(c, f)
+		case ike.Remove:
+			n.remove(f.SAs)
+		case ike.Move:
+			n.move(f)
+		}
+		prepared[i], n.prepared = n.prepared, nil
+	}
+	n.preparing = false
+	// Under mu, as all records of SAs: what is written later must be the later state.
+	n.e.durable.submitMany(append(n.records(), changes...), func() { then(prepared) })
+}
+
+// deliver lets out what was prepared.
+func (n *node) deliver(prepared []func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, f := range prepared {
+		f()
+	}
+	n.flush()
 }
 
 func (s *shard) performAll(c *cell, effects []ike.Effect) {
@@ -126,25 +177,49 @@ func (s *shard) forget(c *cell) {
 // holds node.mu, and flushes.
 func (n *node) stage(g push.Group[*errand]) {
 	d := n.e.durable
-	if d == nil {
+	if d == nil || n.mayPrecede(g) {
 		n.queue.Add(g)
 		return
 	}
 	s := n.session
-	d.submitMany(n.records(), func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+	if !g.Owner.allFresh() {
+		n.changing++
+	}
+	out := func() {
+		if !g.Owner.allFresh() {
+			n.changing--
+		}
 		switch {
 		case n.session == s && s != nil:
 			n.queue.Add(g)
-			n.flush()
 		case g.Owner.cell == nil: // the next Attach finds the difference
 		case n.session == nil:
 			n.waiting = append(n.waiting, g.Owner)
 		default:
 			n.again(g.Owner)
 		}
-	})
+	}
+	if n.preparing {
+		n.prepared = append(n.prepared, out)
+		return
+	}
+	d.submitMany(n.records(), func() { n.deliver([]func(){out}) })
+}
+
+// mayPrecede reports a group that the worker may have before it is written: inbound
+// SAs that are new. No lease is with them, and a worker that has one which the key
+// manager forgot is told to remove it. Only its number must not be given again. It
+// must not overtake what changes or removes an SA, which may have its SPI.
+func (n *node) mayPrecede(g push.Group[*errand]) bool {
+	if !g.Owner.allFresh() || n.changing != 0 {
+		return false
+	}
+	for _, op := range g.Ops {
+		if in, ok := op.(push.Install); !ok || in.SA.Direction != ipsec.Inbound || uint64(in.SA.ID) > n.e.durable.reserved.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // records are the changes of the node's SAs since the last call.
@@ -161,7 +236,7 @@ func (n *node) records() []store.Change {
 
 // persist writes them down with nobody waiting.
 func (n *node) persist() {
-	if d := n.e.durable; d != nil {
+	if d := n.e.durable; d != nil && !n.preparing {
 		if r := n.records(); len(r) != 0 {
 			d.submitMany(r, nil)
 		}

@@ -44,6 +44,9 @@ type node struct {
 	waiting   []*errand // installs that wait for a worker
 	owners    map[ipsec.SAID]*cell
 	held      map[ipsec.SAID]*errand // outbound installs that are held back a moment
+	changing  int                    // groups that change or remove SAs and wait for the disk
+	preparing bool                   // stage adds to prepared, and whoever prepares writes
+	prepared  []func()
 
 	// Machines and negotiations.
 	cells map[*cell]bool
@@ -249,7 +252,7 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 	for id := range c.children {
 		n.forgetChild(id)
 	}
-	n.removeLocked(slices.Sorted(maps.Keys(c.sas)))
+	n.remove(slices.Sorted(maps.Keys(c.sas)))
 	if c.established {
 		n.e.watchers.publish(Event{Kind: KindIKEDown, Node: n.name, Peer: c.peer, SPI: c.spi, Detail: "IKE SA ended: " + why})
 	}

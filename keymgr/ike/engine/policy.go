@@ -183,6 +183,6 @@ func (n *node) removeOrphansLater(rule string) {
 	n.e.after(n.e.cfg.Drain, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.removeLocked(ids)
+		n.remove(ids)
 	})
 }

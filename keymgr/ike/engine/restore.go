@@ -42,7 +42,7 @@ func (e *Engine) restore() error {
 	}
 	if known.first != 0 {
 		e.firstID = known.first
-		e.ids.Store(max(e.ids.Load(), uint64(known.last)))
+		e.ids.Store(max(e.ids.Load(), uint64(known.reserved)))
 	}
 	for name, v := range incarnations {
 		e.node(name).sadb.Resume(v, known.last)

@@ -338,6 +338,54 @@ func TestSlowAndFullDisk(t *testing.T) {
 	})
 }
 
+// A responder waits for the disk once for all of a set-up: for its answer, with which
+// both SAs are written.
+func TestASetUpWaitsForTheDiskOnce(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.after(time.Second) // SA numbers are reserved
+		p.disk.Before = func([]store.Change) error { time.Sleep(time.Second); return nil }
+		p.b.acquire(1)
+		p.after(1500 * time.Millisecond)
+		if got := p.agree(); len(got) != 2 || len(p.a.sas) != 2 {
+			t.Errorf("after the time of one and a half writes: SAs %v, and the worker has %d; want an IKE SA and a CHILD SA, and 2", got, len(p.a.sas))
+		}
+		p.mustForward()
+	})
+}
+
+// A new inbound SA may be in a worker before the disk knows of it. A key manager that
+// is killed then has the worker take it out, and the peer's request is served anew.
+func TestKilledBeforeAnInboundSAIsWritten(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.a.acquire(1)
+		p.after(time.Second)
+		before := p.agree()
+		p.disk.Before = func([]store.Change) error { return errors.New("no space left on device") }
+		p.must(p.eb.Rekey(t.Context(), engine.Filter{Rule: "rule-0"}))
+		p.after(time.Second)
+		if len(p.a.sas) != 3 {
+			t.Fatalf("the worker has %d SAs, want the 2 that there were, and the new inbound one", len(p.a.sas))
+		}
+		unwritten := ipsec.SAID(0)
+		for id := range p.a.sas {
+			unwritten = max(unwritten, id)
+		}
+		p.kill()
+		p.disk.Before = nil
+		p.start()
+		p.a.attach(p.ea)
+		p.after(100 * time.Millisecond)
+		if _, there := p.a.sas[unwritten]; there {
+			t.Errorf("the worker still has %s, of which nobody knows", unwritten)
+		}
+		p.after(time.Minute)
+		if got := p.agree(); len(got) != 2 || slices.Equal(got, before) || len(p.a.sas) != 2 {
+			t.Errorf("SAs %v, and the worker has %d; want a rekeyed CHILD SA, and 2", got, len(p.a.sas))
+		}
+		p.mustForward()
+	})
+}
+
 // Until the policy is there a restored IKE SA answers what needs none, and puts off
 // what does.
 func TestRestoredWithoutPolicy(t *testing.T) {

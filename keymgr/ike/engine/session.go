@@ -183,7 +183,7 @@ func (n *node) expire(x ipsec.Expiry) {
 	}
 	switch rule, orphan := n.sadb.OrphanRule(x.ID); {
 	case orphan && x.Hard:
-		n.removeLocked([]ipsec.SAID{x.ID})
+		n.remove([]ipsec.SAID{x.ID})
 		fallthrough
 	case orphan:
 		n.negotiate(rule, nil, false) // sooner than planned

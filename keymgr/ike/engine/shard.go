@@ -184,10 +184,8 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 	switch f := f.(type) {
 	case ike.Send:
 		n.send(c, f.Path, f.Data)
-	case ike.Install:
-		n.install(c, f)
-	case ike.Remove:
-		n.remove(f.SAs)
+	case ike.Install, ike.Remove, ike.Move:
+		n.changeSAs(c, f)
 	case ike.NeedPSK:
 		s.findPSK(c, f)
 	case ike.NeedKE:
@@ -203,8 +201,6 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 	case ike.NeedVerification:
 		s.verify(c, f)
 	case ike.Spawn: // adopted before the others
-	case ike.Move:
-		n.move(f)
 	case ike.InitialContact:
 		n.initialContact(c, f)
 	case ike.Dropped:
