@@ -38,6 +38,7 @@ type Client struct {
 
 	incarnation uint64
 	connected   atomic.Bool
+	sending     sync.Mutex // a stream's sender
 	up          chan *keymgrv1.AttachRequest
 
 	mu      sync.Mutex
@@ -112,7 +113,7 @@ func (c *Client) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := st.Send(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Hello{Hello: c.hello()}}); err != nil && !errors.Is(err, io.EOF) {
+	if err := st.Send(&keymgrv1.AttachRequest{Hello: c.hello()}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	c.startStream()
@@ -133,7 +134,9 @@ func (c *Client) attach(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		c.handle(ctx, m)
+		if err := c.handle(st, m); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
 	}
 }
 
@@ -193,7 +196,7 @@ func (c *Client) endStream() {
 func (c *Client) acquire(a backend.Acquire) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ok := c.queue(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Acquire{Acquire: &keymgrv1.Acquire{Id: a.ID, Flow: convert.ToFlow(a.Flow), Rule: a.Rule}}})
+	ok := c.queue(&keymgrv1.AttachRequest{Acquire: &keymgrv1.Acquire{Id: a.ID, Flow: convert.ToFlow(a.Flow), Rule: a.Rule}})
 	if ok {
 		c.waiting[a.ID] = a.Rule
 	}
@@ -256,7 +259,7 @@ func (c *Client) tell(m *keymgrv1.AttachRequest) bool {
 	return c.queue(m)
 }
 
-// send is the only sender of the stream after hello.
+// send carries up what is queued.
 func (c *Client) send(ctx context.Context, st keymgrv1.WorkerLink_AttachClient) {
 	tick := time.NewTicker(c.Report)
 	defer tick.Stop()
@@ -274,8 +277,12 @@ func (c *Client) send(ctx context.Context, st keymgrv1.WorkerLink_AttachClient) 
 				continue
 			}
 		}
-		if st.Send(m) != nil {
-			return // Recv says why
+		for m != nil {
+			var next *keymgrv1.AttachRequest
+			if m, next = c.gather(m); c.transmit(st, m) != nil {
+				return // Recv says why
+			}
+			m = next
 		}
 	}
 }
@@ -294,44 +301,69 @@ func (c *Client) counters() *keymgrv1.AttachRequest {
 	if len(out.Items) == 0 {
 		return nil
 	}
-	return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Counters{Counters: out}}
+	return &keymgrv1.AttachRequest{Counters: out}
 }
 
-func (c *Client) handle(ctx context.Context, m *keymgrv1.AttachResponse) {
-	switch x := m.GetMessage().(type) {
-	case *keymgrv1.AttachResponse_Apply:
-		c.answer(ctx, c.apply(x.Apply))
-	case *keymgrv1.AttachResponse_Ike:
-		local, ok1 := netip.AddrFromSlice(x.Ike.GetLocal())
-		remote, ok2 := netip.AddrFromSlice(x.Ike.GetRemote())
-		if !ok1 || !ok2 || x.Ike.GetLocalPort() > 65535 || x.Ike.GetRemotePort() > 65535 {
-			c.Log.Error("key manager sent an IKE datagram with a bad address")
-			return
-		}
-		p := backend.Path{
-			Local:  netip.AddrPortFrom(local, uint16(x.Ike.GetLocalPort())),
-			Remote: netip.AddrPortFrom(remote, uint16(x.Ike.GetRemotePort())),
-			TCP:    x.Ike.GetTcp(),
-		}
-		if err := c.Backend.SendIKE(p, x.Ike.GetData()); err != nil {
-			c.Log.Warn("IKE datagram not sent", "local", p.Local, "remote", p.Remote, "error", err)
-		}
-	case *keymgrv1.AttachResponse_AcquireFailed:
+func (c *Client) handle(st keymgrv1.WorkerLink_AttachClient, m *keymgrv1.AttachResponse) error {
+	for _, d := range m.GetIke() {
+		c.sendIKE(d)
+	}
+	if x := m.GetAcquireFailed(); x != nil {
 		c.mu.Lock()
-		delete(c.waiting, x.AcquireFailed.GetId())
+		delete(c.waiting, x.GetId())
 		c.mu.Unlock()
-		c.Backend.AcquireFailed(x.AcquireFailed.GetId(), x.AcquireFailed.GetWhy())
+		c.Backend.AcquireFailed(x.GetId(), x.GetWhy())
+	}
+	if x := m.GetApply(); x != nil {
+		return c.transmit(st, c.apply(x))
+	}
+	return nil
+}
+
+func (c *Client) sendIKE(d *keymgrv1.IkeDatagram) {
+	local, ok1 := netip.AddrFromSlice(d.GetLocal())
+	remote, ok2 := netip.AddrFromSlice(d.GetRemote())
+	if !ok1 || !ok2 || d.GetLocalPort() > 65535 || d.GetRemotePort() > 65535 {
+		c.Log.Error("key manager sent an IKE datagram with a bad address")
+		return
+	}
+	p := backend.Path{
+		Local:  netip.AddrPortFrom(local, uint16(d.GetLocalPort())),
+		Remote: netip.AddrPortFrom(remote, uint16(d.GetRemotePort())),
+		TCP:    d.GetTcp(),
+	}
+	if err := c.Backend.SendIKE(p, d.GetData()); err != nil {
+		c.Log.Warn("IKE datagram not sent", "local", p.Local, "remote", p.Remote, "error", err)
 	}
 }
 
-// answer queues the answer to a batch. The key manager sends no other batch
-// before it has this one, so it waits for room where others are dropped.
-func (c *Client) answer(ctx context.Context, m *keymgrv1.AttachRequest) {
-	select {
-	case c.up <- m:
-	case <-ctx.Done():
-	}
+// transmit sends one message. The goroutine that applies a batch answers it by
+// itself: that saves a wake-up.
+func (c *Client) transmit(st keymgrv1.WorkerLink_AttachClient, m *keymgrv1.AttachRequest) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	return st.Send(m)
 }
+
+// gather joins a datagram with those that wait behind it. What comes behind them
+// and is none is next.
+func (c *Client) gather(m *keymgrv1.AttachRequest) (*keymgrv1.AttachRequest, *keymgrv1.AttachRequest) {
+	for len(m.GetIke()) > 0 && len(m.GetIke()) < gatherMost {
+		select {
+		case next := <-c.up:
+			if len(next.GetIke()) == 0 {
+				return m, next
+			}
+			m.Ike = append(m.Ike, next.GetIke()...)
+		default:
+			return m, nil
+		}
+	}
+	return m, nil
+}
+
+// gatherMost bounds the datagrams of one message.
+const gatherMost = 64
 
 func (c *Client) apply(a *keymgrv1.Apply) *keymgrv1.AttachRequest {
 	ops, index, err := c.operations(a)
@@ -345,7 +377,7 @@ func (c *Client) apply(a *keymgrv1.Apply) *keymgrv1.AttachRequest {
 				}
 			}
 			c.settled(ops)
-			return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ack{Ack: &keymgrv1.Ack{Nonce: a.GetNonce()}}}
+			return &keymgrv1.AttachRequest{Ack: &keymgrv1.Ack{Nonce: a.GetNonce()}}
 		}
 	}
 	nack := &keymgrv1.Nack{Nonce: a.GetNonce(), Why: err.Error()}
@@ -355,7 +387,7 @@ func (c *Client) apply(a *keymgrv1.Apply) *keymgrv1.AttachRequest {
 		nack.Operation = uint32(be.index)
 	}
 	c.Log.Error("batch of SA operations refused", "nonce", a.GetNonce(), "error", err)
-	return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Nack{Nack: nack}}
+	return &keymgrv1.AttachRequest{Nack: nack}
 }
 
 type badOperation struct {
@@ -417,7 +449,7 @@ func (c *Client) events(ctx context.Context) error {
 		}
 		switch e := ev.(type) {
 		case backend.IKE:
-			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ike{Ike: &keymgrv1.IkeDatagram{
+			c.tell(&keymgrv1.AttachRequest{Ike: []*keymgrv1.IkeDatagram{{
 				Local: e.Path.Local.Addr().AsSlice(), LocalPort: uint32(e.Path.Local.Port()),
 				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()), Data: e.Data, Tcp: e.Path.TCP,
 			}}})
@@ -426,22 +458,16 @@ func (c *Client) events(ctx context.Context) error {
 				c.Backend.AcquireFailed(e.ID, whyAway)
 			}
 		case backend.Expire:
-			c.request(c.expired, e.ID, &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Expire{
-				Expire: &keymgrv1.Expire{Id: uint64(e.ID), Hard: e.Hard, Cause: e.Cause},
-			}})
+			c.request(c.expired, e.ID, &keymgrv1.AttachRequest{Expire: &keymgrv1.Expire{Id: uint64(e.ID), Hard: e.Hard, Cause: e.Cause}})
 		case backend.NeedLease:
-			c.request(c.leases, e.ID, &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_LeaseRequest{
-				LeaseRequest: &keymgrv1.LeaseRequest{Id: uint64(e.ID), Used: e.Used},
-			}})
+			c.request(c.leases, e.ID, &keymgrv1.AttachRequest{LeaseRequest: &keymgrv1.LeaseRequest{Id: uint64(e.ID), Used: e.Used}})
 		case backend.PeerMoved:
-			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_PeerMoved{PeerMoved: &keymgrv1.PeerMoved{
+			c.tell(&keymgrv1.AttachRequest{PeerMoved: &keymgrv1.PeerMoved{
 				Id: uint64(e.ID), Local: e.Path.Local.Addr().AsSlice(), LocalPort: uint32(e.Path.Local.Port()),
 				Remote: e.Path.Remote.Addr().AsSlice(), RemotePort: uint32(e.Path.Remote.Port()),
-			}}})
-		case backend.AddressesChanged:
-			c.tell(&keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Addresses{
-				Addresses: &keymgrv1.Addresses{Addresses: convert.ToAddrs(c.Addresses())},
 			}})
+		case backend.AddressesChanged:
+			c.tell(&keymgrv1.AttachRequest{Addresses: &keymgrv1.Addresses{Addresses: convert.ToAddrs(c.Addresses())}})
 		case backend.BadSelectors:
 			c.Log.Warn("a peer sent traffic outside its SA's selectors; dropped (RFC 4301 section 5.2)", "sa", e.ID, "flow", e.Flow.String())
 		case backend.Panic:

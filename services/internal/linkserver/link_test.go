@@ -220,7 +220,7 @@ func TestAcquiresWhileAwayAreAnsweredAtOnce(t *testing.T) {
 func TestTheNewestSessionOfANodeCounts(t *testing.T) {
 	r := newRig(t)
 	r.serve()
-	hello := &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Hello{Hello: &keymgrv1.Hello{Node: "a", Incarnation: 1}}}
+	hello := &keymgrv1.AttachRequest{Hello: &keymgrv1.Hello{Node: "a", Incarnation: 1}}
 	conn, err := rpc.Dial(r.socket, rpc.RoleKeymgrd, config.TLS{})
 	if err != nil {
 		t.Fatal(err)
@@ -286,7 +286,7 @@ func TestAWorkerSpeaksForItsOwnNodeOnly(t *testing.T) {
 		return err
 	}
 	hello := func(h *keymgrv1.Hello) *keymgrv1.AttachRequest {
-		return &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Hello{Hello: h}}
+		return &keymgrv1.AttachRequest{Hello: h}
 	}
 	for _, tt := range []struct {
 		name  string
@@ -299,7 +299,7 @@ func TestAWorkerSpeaksForItsOwnNodeOnly(t *testing.T) {
 		{"no node", hello(&keymgrv1.Hello{Incarnation: 1}), codes.PermissionDenied, "may not attach"},
 		{"no incarnation", hello(&keymgrv1.Hello{Node: "web-1"}), codes.InvalidArgument, "incarnation"},
 		{"a bad address", hello(&keymgrv1.Hello{Node: "web-1", Incarnation: 1, Addresses: [][]byte{{1}}}), codes.InvalidArgument, "address has 1 octets"},
-		{"not hello first", &keymgrv1.AttachRequest{Message: &keymgrv1.AttachRequest_Ack{Ack: &keymgrv1.Ack{Nonce: 1}}}, codes.InvalidArgument, "must be hello"},
+		{"not hello first", &keymgrv1.AttachRequest{Ack: &keymgrv1.Ack{Nonce: 1}}, codes.InvalidArgument, "must be hello"},
 		{"nothing", &keymgrv1.AttachRequest{}, codes.InvalidArgument, "must be hello"},
 	} {
 		err := say(tt.m)
@@ -319,18 +319,17 @@ func TestMalformedReportsEndTheStream(t *testing.T) {
 	defer conn.Close()
 	for name, m := range map[string]*keymgrv1.AttachRequest{
 		"unknown kind":         {},
-		"acquire without flow": {Message: &keymgrv1.AttachRequest_Acquire{Acquire: &keymgrv1.Acquire{Id: 1, Rule: rulePair}}},
-		"IKE without address":  {Message: &keymgrv1.AttachRequest_Ike{Ike: &keymgrv1.IkeDatagram{Data: []byte("x")}}},
-		"IKE from port 65536": {Message: &keymgrv1.AttachRequest_Ike{Ike: &keymgrv1.IkeDatagram{
+		"acquire without flow": {Acquire: &keymgrv1.Acquire{Id: 1, Rule: rulePair}},
+		"IKE without address":  {Ike: []*keymgrv1.IkeDatagram{{Data: []byte("x")}}},
+		"IKE from port 65536": {Ike: []*keymgrv1.IkeDatagram{{
 			Local: here.AsSlice(), LocalPort: 500, Remote: there.AsSlice(), RemotePort: 65536,
 		}}},
-		"nil oneofs": {Message: &keymgrv1.AttachRequest_Acquire{}},
 	} {
 		st, err := keymgrv1.NewWorkerLinkClient(conn).Attach(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range []*keymgrv1.AttachRequest{{Message: &keymgrv1.AttachRequest_Hello{Hello: &keymgrv1.Hello{Node: "a", Incarnation: 1}}}, m} {
+		for _, m := range []*keymgrv1.AttachRequest{{Hello: &keymgrv1.Hello{Node: "a", Incarnation: 1}}, m} {
 			if err := st.Send(m); err != nil {
 				t.Fatal(err)
 			}
@@ -363,7 +362,7 @@ func (r *recorder) Attach(st keymgrv1.WorkerLink_AttachServer) error {
 		for {
 			select {
 			case a := <-r.apply:
-				if st.Send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_Apply{Apply: a}}) != nil {
+				if st.Send(&keymgrv1.AttachResponse{Apply: a}) != nil {
 					return
 				}
 			case <-ctx.Done():
@@ -435,11 +434,12 @@ func TestCountersAreReportedWhenTheyChange(t *testing.T) {
 // The key manager waits for the answer to a batch before it sends another, so
 // an answer must not be lost, however many datagrams are waiting.
 func TestAnswersAreNotLostInAFlood(t *testing.T) {
+	const flood = 12000
 	r, w, rec := newRig(t), newWorker(t), newRecorder()
 	_, r.stopServer = serve(t, r.log, r.socket, config.TLS{}, rec)
 	c, stop := r.attach(w)
 	eventually(t, "connected", c.Connected)
-	for range 6000 { // more than the queue and the window of the stream hold
+	for range flood { // more than the queue and the window of the stream hold
 		w.events <- backend.IKE{Path: backend.Path{}, Data: make([]byte, 1000)}
 	}
 	eventually(t, "the flood is in the queue", func() bool { return len(w.events) == 0 })
@@ -449,16 +449,12 @@ func TestAnswersAreNotLostInAFlood(t *testing.T) {
 	close(rec.read)
 	acked, expired, datagrams := false, false, 0
 	for !acked || !expired {
-		switch m := rec.next(t).GetMessage().(type) {
-		case *keymgrv1.AttachRequest_Ack:
-			acked = m.Ack.GetNonce() == 7
-		case *keymgrv1.AttachRequest_Expire:
-			expired = m.Expire.GetId() == 1
-		case *keymgrv1.AttachRequest_Ike:
-			datagrams++
-		}
+		m := rec.next(t)
+		acked = acked || m.GetAck().GetNonce() == 7
+		expired = expired || m.GetExpire().GetId() == 1
+		datagrams += len(m.GetIke())
 	}
-	if datagrams == 6000 {
+	if datagrams == flood {
 		t.Error("the queue held it all: this test shows nothing")
 	}
 	stop()

@@ -72,17 +72,16 @@ func (s *Server) Attach(st keymgrv1.WorkerLink_AttachServer) error {
 				recvErr <- err
 				return
 			}
-			r, err := fromReport(m)
-			if err != nil {
+			if err := eachReport(m, session.Handle); err != nil {
 				recvErr <- status.Error(codes.InvalidArgument, err.Error())
 				return
 			}
-			session.Handle(r)
 		}
 	}()
 	for {
 		select {
-		case m := <-l.down:
+		case first := <-l.down:
+			m := l.gather(first)
 			if err := st.Send(m); err != nil {
 				return err
 			}
@@ -136,6 +135,24 @@ func (l *link) send(m *keymgrv1.AttachResponse) error {
 	}
 }
 
+// gather joins a message with those that wait behind it, as far as one can hold them:
+// datagrams come before operations in it, and there is one of each other kind.
+func (l *link) gather(m *keymgrv1.AttachResponse) *keymgrv1.AttachResponse {
+	for len(m.GetIke()) < gatherMost && m.Apply == nil && m.AcquireFailed == nil {
+		select {
+		case next := <-l.down:
+			m.Ike = append(m.Ike, next.GetIke()...)
+			m.Apply, m.AcquireFailed = next.GetApply(), next.GetAcquireFailed()
+		default:
+			return m
+		}
+	}
+	return m
+}
+
+// gatherMost bounds the datagrams of one message.
+const gatherMost = 64
+
 func (l *link) Apply(b push.Batch) error {
 	m := &keymgrv1.Apply{Nonce: b.Nonce, Operations: make([]*keymgrv1.Operation, len(b.Ops))}
 	for i, op := range b.Ops {
@@ -150,18 +167,18 @@ func (l *link) Apply(b push.Batch) error {
 			}}}
 		}
 	}
-	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_Apply{Apply: m}})
+	return l.send(&keymgrv1.AttachResponse{Apply: m})
 }
 
 func (l *link) SendIKE(p ike.Path, data []byte) error {
-	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_Ike{Ike: &keymgrv1.IkeDatagram{
+	return l.send(&keymgrv1.AttachResponse{Ike: []*keymgrv1.IkeDatagram{{
 		Local: p.Local.Addr().AsSlice(), LocalPort: uint32(p.Local.Port()),
 		Remote: p.Remote.Addr().AsSlice(), RemotePort: uint32(p.Remote.Port()), Data: data, Tcp: p.TCP,
 	}}})
 }
 
 func (l *link) AcquireFailed(id uint64, why string) error {
-	return l.send(&keymgrv1.AttachResponse{Message: &keymgrv1.AttachResponse_AcquireFailed{AcquireFailed: &keymgrv1.AcquireFailed{Id: id, Why: why}}})
+	return l.send(&keymgrv1.AttachResponse{AcquireFailed: &keymgrv1.AcquireFailed{Id: id, Why: why}})
 }
 
 func (l *link) Close(why string) {
@@ -189,44 +206,72 @@ func fromHello(m *keymgrv1.Hello) (push.Hello, error) {
 	return h, nil
 }
 
-func fromReport(m *keymgrv1.AttachRequest) (push.Report, error) {
-	switch r := m.GetMessage().(type) {
-	case *keymgrv1.AttachRequest_Ack:
-		return push.Ack{Nonce: r.Ack.GetNonce()}, nil
-	case *keymgrv1.AttachRequest_Nack:
-		return push.Nack{Nonce: r.Nack.GetNonce(), Op: int(r.Nack.GetOperation()), Why: r.Nack.GetWhy()}, nil
-	case *keymgrv1.AttachRequest_Acquire:
-		f, err := convert.FromFlow(r.Acquire.GetFlow())
-		return push.Acquire{ID: r.Acquire.GetId(), Flow: f, Rule: r.Acquire.GetRule()}, err
-	case *keymgrv1.AttachRequest_Ike:
-		l, err := addrPort(r.Ike.GetLocal(), r.Ike.GetLocalPort())
+// eachReport calls fn with the reports of a message, in the order of its fields.
+func eachReport(m *keymgrv1.AttachRequest, fn func(push.Report)) error {
+	known := false
+	report := func(r push.Report) {
+		known = true
+		fn(r)
+	}
+	if x := m.GetAck(); x != nil {
+		report(push.Ack{Nonce: x.GetNonce()})
+	}
+	if x := m.GetNack(); x != nil {
+		report(push.Nack{Nonce: x.GetNonce(), Op: int(x.GetOperation()), Why: x.GetWhy()})
+	}
+	if x := m.GetAcquire(); x != nil {
+		f, err := convert.FromFlow(x.GetFlow())
 		if err != nil {
-			return nil, err
+			return err
 		}
-		rem, err := addrPort(r.Ike.GetRemote(), r.Ike.GetRemotePort())
-		return push.Datagram{Path: ike.Path{Local: l, Remote: rem, TCP: r.Ike.GetTcp()}, Data: r.Ike.GetData()}, err
-	case *keymgrv1.AttachRequest_Expire:
-		return push.Expire{Expiry: ipsec.Expiry{ID: ipsec.SAID(r.Expire.GetId()), Hard: r.Expire.GetHard(), Cause: r.Expire.GetCause()}}, nil
-	case *keymgrv1.AttachRequest_Counters:
-		c := push.Counters{SAs: make([]ipsec.SACounters, len(r.Counters.GetItems()))}
-		for i, item := range r.Counters.GetItems() {
+		report(push.Acquire{ID: x.GetId(), Flow: f, Rule: x.GetRule()})
+	}
+	for _, x := range m.GetIke() {
+		local, err := addrPort(x.GetLocal(), x.GetLocalPort())
+		if err != nil {
+			return err
+		}
+		remote, err := addrPort(x.GetRemote(), x.GetRemotePort())
+		if err != nil {
+			return err
+		}
+		report(push.Datagram{Path: ike.Path{Local: local, Remote: remote, TCP: x.GetTcp()}, Data: x.GetData()})
+	}
+	if x := m.GetExpire(); x != nil {
+		report(push.Expire{Expiry: ipsec.Expiry{ID: ipsec.SAID(x.GetId()), Hard: x.GetHard(), Cause: x.GetCause()}})
+	}
+	if x := m.GetCounters(); x != nil {
+		c := push.Counters{SAs: make([]ipsec.SACounters, len(x.GetItems()))}
+		for i, item := range x.GetItems() {
 			c.SAs[i] = convert.FromCounters(item)
 		}
-		return c, nil
-	case *keymgrv1.AttachRequest_Addresses:
-		as, err := convert.FromAddrs(r.Addresses.GetAddresses())
-		return push.Addresses{Local: as}, err
-	case *keymgrv1.AttachRequest_PeerMoved:
-		l, err := addrPort(r.PeerMoved.GetLocal(), r.PeerMoved.GetLocalPort())
-		if err != nil {
-			return nil, err
-		}
-		rem, err := addrPort(r.PeerMoved.GetRemote(), r.PeerMoved.GetRemotePort())
-		return push.PeerMoved{ID: ipsec.SAID(r.PeerMoved.GetId()), Path: ike.Path{Local: l, Remote: rem}}, err
-	case *keymgrv1.AttachRequest_LeaseRequest:
-		return push.LeaseRequest{ID: ipsec.SAID(r.LeaseRequest.GetId()), Used: r.LeaseRequest.GetUsed()}, nil
+		report(c)
 	}
-	return nil, fmt.Errorf("a message of a kind that this software does not know")
+	if x := m.GetLeaseRequest(); x != nil {
+		report(push.LeaseRequest{ID: ipsec.SAID(x.GetId()), Used: x.GetUsed()})
+	}
+	if x := m.GetAddresses(); x != nil {
+		as, err := convert.FromAddrs(x.GetAddresses())
+		if err != nil {
+			return err
+		}
+		report(push.Addresses{Local: as})
+	}
+	if x := m.GetPeerMoved(); x != nil {
+		local, err := addrPort(x.GetLocal(), x.GetLocalPort())
+		if err != nil {
+			return err
+		}
+		remote, err := addrPort(x.GetRemote(), x.GetRemotePort())
+		if err != nil {
+			return err
+		}
+		report(push.PeerMoved{ID: ipsec.SAID(x.GetId()), Path: ike.Path{Local: local, Remote: remote}})
+	}
+	if !known {
+		return fmt.Errorf("a message of a kind that this software does not know")
+	}
+	return nil
 }
 
 func addrPort(b []byte, port uint32) (netip.AddrPort, error) {

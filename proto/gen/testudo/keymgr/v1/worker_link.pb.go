@@ -24,24 +24,30 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// One message up.
+// One message up. What is ready at a time travels in one message: each costs both
+// daemons a wake-up.
 type AttachRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it is.
-	//
-	// Types that are valid to be assigned to Message:
-	//
-	//	*AttachRequest_Hello
-	//	*AttachRequest_Ack
-	//	*AttachRequest_Nack
-	//	*AttachRequest_Acquire
-	//	*AttachRequest_Ike
-	//	*AttachRequest_Expire
-	//	*AttachRequest_Counters
-	//	*AttachRequest_LeaseRequest
-	//	*AttachRequest_Addresses
-	//	*AttachRequest_PeerMoved
-	Message       isAttachRequest_Message `protobuf_oneof:"message"`
+	// First message of the stream, exactly once, and alone.
+	Hello *Hello `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	// Answer to an Apply that was put in place.
+	Ack *Ack `protobuf:"bytes,2,opt,name=ack,proto3" json:"ack,omitempty"`
+	// Answer to an Apply that was refused as a whole.
+	Nack *Nack `protobuf:"bytes,3,opt,name=nack,proto3" json:"nack,omitempty"`
+	// A packet needs an SA.
+	Acquire *Acquire `protobuf:"bytes,4,opt,name=acquire,proto3" json:"acquire,omitempty"`
+	// IKE datagrams that came in, in their order.
+	Ike []*IkeDatagram `protobuf:"bytes,5,rep,name=ike,proto3" json:"ike,omitempty"`
+	// An SA met a limit.
+	Expire *Expire `protobuf:"bytes,6,opt,name=expire,proto3" json:"expire,omitempty"`
+	// Counters of the SAs that changed since the last report.
+	Counters *Counters `protobuf:"bytes,7,opt,name=counters,proto3" json:"counters,omitempty"`
+	// A lease runs low.
+	LeaseRequest *LeaseRequest `protobuf:"bytes,8,opt,name=lease_request,json=leaseRequest,proto3" json:"lease_request,omitempty"`
+	// The host's addresses have changed.
+	Addresses *Addresses `protobuf:"bytes,9,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	// ESP of a peer comes from another place.
+	PeerMoved     *PeerMoved `protobuf:"bytes,10,opt,name=peer_moved,json=peerMoved,proto3" json:"peer_moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -76,188 +82,85 @@ func (*AttachRequest) Descriptor() ([]byte, []int) {
 	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *AttachRequest) GetMessage() isAttachRequest_Message {
-	if x != nil {
-		return x.Message
-	}
-	return nil
-}
-
 func (x *AttachRequest) GetHello() *Hello {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Hello); ok {
-			return x.Hello
-		}
+		return x.Hello
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetAck() *Ack {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Ack); ok {
-			return x.Ack
-		}
+		return x.Ack
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetNack() *Nack {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Nack); ok {
-			return x.Nack
-		}
+		return x.Nack
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetAcquire() *Acquire {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Acquire); ok {
-			return x.Acquire
-		}
+		return x.Acquire
 	}
 	return nil
 }
 
-func (x *AttachRequest) GetIke() *IkeDatagram {
+func (x *AttachRequest) GetIke() []*IkeDatagram {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Ike); ok {
-			return x.Ike
-		}
+		return x.Ike
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetExpire() *Expire {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Expire); ok {
-			return x.Expire
-		}
+		return x.Expire
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetCounters() *Counters {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Counters); ok {
-			return x.Counters
-		}
+		return x.Counters
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetLeaseRequest() *LeaseRequest {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_LeaseRequest); ok {
-			return x.LeaseRequest
-		}
+		return x.LeaseRequest
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetAddresses() *Addresses {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_Addresses); ok {
-			return x.Addresses
-		}
+		return x.Addresses
 	}
 	return nil
 }
 
 func (x *AttachRequest) GetPeerMoved() *PeerMoved {
 	if x != nil {
-		if x, ok := x.Message.(*AttachRequest_PeerMoved); ok {
-			return x.PeerMoved
-		}
+		return x.PeerMoved
 	}
 	return nil
 }
 
-type isAttachRequest_Message interface {
-	isAttachRequest_Message()
-}
-
-type AttachRequest_Hello struct {
-	// First message of the stream, exactly once.
-	Hello *Hello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
-}
-
-type AttachRequest_Ack struct {
-	// Answer to an Apply that was put in place.
-	Ack *Ack `protobuf:"bytes,2,opt,name=ack,proto3,oneof"`
-}
-
-type AttachRequest_Nack struct {
-	// Answer to an Apply that was refused as a whole.
-	Nack *Nack `protobuf:"bytes,3,opt,name=nack,proto3,oneof"`
-}
-
-type AttachRequest_Acquire struct {
-	// A packet needs an SA.
-	Acquire *Acquire `protobuf:"bytes,4,opt,name=acquire,proto3,oneof"`
-}
-
-type AttachRequest_Ike struct {
-	// An IKE datagram came in.
-	Ike *IkeDatagram `protobuf:"bytes,5,opt,name=ike,proto3,oneof"`
-}
-
-type AttachRequest_Expire struct {
-	// An SA met a limit.
-	Expire *Expire `protobuf:"bytes,6,opt,name=expire,proto3,oneof"`
-}
-
-type AttachRequest_Counters struct {
-	// Counters of the SAs that changed since the last report.
-	Counters *Counters `protobuf:"bytes,7,opt,name=counters,proto3,oneof"`
-}
-
-type AttachRequest_LeaseRequest struct {
-	// A lease runs low.
-	LeaseRequest *LeaseRequest `protobuf:"bytes,8,opt,name=lease_request,json=leaseRequest,proto3,oneof"`
-}
-
-type AttachRequest_Addresses struct {
-	// The host's addresses have changed.
-	Addresses *Addresses `protobuf:"bytes,9,opt,name=addresses,proto3,oneof"`
-}
-
-type AttachRequest_PeerMoved struct {
-	// ESP of a peer comes from another place.
-	PeerMoved *PeerMoved `protobuf:"bytes,10,opt,name=peer_moved,json=peerMoved,proto3,oneof"`
-}
-
-func (*AttachRequest_Hello) isAttachRequest_Message() {}
-
-func (*AttachRequest_Ack) isAttachRequest_Message() {}
-
-func (*AttachRequest_Nack) isAttachRequest_Message() {}
-
-func (*AttachRequest_Acquire) isAttachRequest_Message() {}
-
-func (*AttachRequest_Ike) isAttachRequest_Message() {}
-
-func (*AttachRequest_Expire) isAttachRequest_Message() {}
-
-func (*AttachRequest_Counters) isAttachRequest_Message() {}
-
-func (*AttachRequest_LeaseRequest) isAttachRequest_Message() {}
-
-func (*AttachRequest_Addresses) isAttachRequest_Message() {}
-
-func (*AttachRequest_PeerMoved) isAttachRequest_Message() {}
-
-// One message down.
+// One message down, to be done in this order.
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it is.
-	//
-	// Types that are valid to be assigned to Message:
-	//
-	//	*AttachResponse_Apply
-	//	*AttachResponse_Ike
-	//	*AttachResponse_AcquireFailed
-	Message       isAttachResponse_Message `protobuf_oneof:"message"`
+	// IKE datagrams to send, in their order.
+	Ike []*IkeDatagram `protobuf:"bytes,2,rep,name=ike,proto3" json:"ike,omitempty"`
+	// Operations to put in place together.
+	Apply *Apply `protobuf:"bytes,1,opt,name=apply,proto3" json:"apply,omitempty"`
+	// An acquire came to nothing.
+	AcquireFailed *AcquireFailed `protobuf:"bytes,3,opt,name=acquire_failed,json=acquireFailed,proto3" json:"acquire_failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,64 +195,26 @@ func (*AttachResponse) Descriptor() ([]byte, []int) {
 	return file_testudo_keymgr_v1_worker_link_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *AttachResponse) GetMessage() isAttachResponse_Message {
+func (x *AttachResponse) GetIke() []*IkeDatagram {
 	if x != nil {
-		return x.Message
+		return x.Ike
 	}
 	return nil
 }
 
 func (x *AttachResponse) GetApply() *Apply {
 	if x != nil {
-		if x, ok := x.Message.(*AttachResponse_Apply); ok {
-			return x.Apply
-		}
-	}
-	return nil
-}
-
-func (x *AttachResponse) GetIke() *IkeDatagram {
-	if x != nil {
-		if x, ok := x.Message.(*AttachResponse_Ike); ok {
-			return x.Ike
-		}
+		return x.Apply
 	}
 	return nil
 }
 
 func (x *AttachResponse) GetAcquireFailed() *AcquireFailed {
 	if x != nil {
-		if x, ok := x.Message.(*AttachResponse_AcquireFailed); ok {
-			return x.AcquireFailed
-		}
+		return x.AcquireFailed
 	}
 	return nil
 }
-
-type isAttachResponse_Message interface {
-	isAttachResponse_Message()
-}
-
-type AttachResponse_Apply struct {
-	// Operations to put in place together.
-	Apply *Apply `protobuf:"bytes,1,opt,name=apply,proto3,oneof"`
-}
-
-type AttachResponse_Ike struct {
-	// An IKE datagram to send.
-	Ike *IkeDatagram `protobuf:"bytes,2,opt,name=ike,proto3,oneof"`
-}
-
-type AttachResponse_AcquireFailed struct {
-	// An acquire came to nothing.
-	AcquireFailed *AcquireFailed `protobuf:"bytes,3,opt,name=acquire_failed,json=acquireFailed,proto3,oneof"`
-}
-
-func (*AttachResponse_Apply) isAttachResponse_Message() {}
-
-func (*AttachResponse_Ike) isAttachResponse_Message() {}
-
-func (*AttachResponse_AcquireFailed) isAttachResponse_Message() {}
 
 // Hello opens a session.
 type Hello struct {
@@ -1375,26 +1240,24 @@ var File_testudo_keymgr_v1_worker_link_proto protoreflect.FileDescriptor
 
 const file_testudo_keymgr_v1_worker_link_proto_rawDesc = "" +
 	"\n" +
-	"#testudo/keymgr/v1/worker_link.proto\x12\x11testudo.keymgr.v1\x1a\x1ctestudo/ipsec/v1/ipsec.proto\"\xc8\x04\n" +
-	"\rAttachRequest\x120\n" +
-	"\x05hello\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.HelloH\x00R\x05hello\x12*\n" +
-	"\x03ack\x18\x02 \x01(\v2\x16.testudo.keymgr.v1.AckH\x00R\x03ack\x12-\n" +
-	"\x04nack\x18\x03 \x01(\v2\x17.testudo.keymgr.v1.NackH\x00R\x04nack\x126\n" +
-	"\aacquire\x18\x04 \x01(\v2\x1a.testudo.keymgr.v1.AcquireH\x00R\aacquire\x122\n" +
-	"\x03ike\x18\x05 \x01(\v2\x1e.testudo.keymgr.v1.IkeDatagramH\x00R\x03ike\x123\n" +
-	"\x06expire\x18\x06 \x01(\v2\x19.testudo.keymgr.v1.ExpireH\x00R\x06expire\x129\n" +
-	"\bcounters\x18\a \x01(\v2\x1b.testudo.keymgr.v1.CountersH\x00R\bcounters\x12F\n" +
-	"\rlease_request\x18\b \x01(\v2\x1f.testudo.keymgr.v1.LeaseRequestH\x00R\fleaseRequest\x12<\n" +
-	"\taddresses\x18\t \x01(\v2\x1c.testudo.keymgr.v1.AddressesH\x00R\taddresses\x12=\n" +
+	"#testudo/keymgr/v1/worker_link.proto\x12\x11testudo.keymgr.v1\x1a\x1ctestudo/ipsec/v1/ipsec.proto\"\xa9\x04\n" +
+	"\rAttachRequest\x12.\n" +
+	"\x05hello\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.HelloR\x05hello\x12(\n" +
+	"\x03ack\x18\x02 \x01(\v2\x16.testudo.keymgr.v1.AckR\x03ack\x12+\n" +
+	"\x04nack\x18\x03 \x01(\v2\x17.testudo.keymgr.v1.NackR\x04nack\x124\n" +
+	"\aacquire\x18\x04 \x01(\v2\x1a.testudo.keymgr.v1.AcquireR\aacquire\x120\n" +
+	"\x03ike\x18\x05 \x03(\v2\x1e.testudo.keymgr.v1.IkeDatagramR\x03ike\x121\n" +
+	"\x06expire\x18\x06 \x01(\v2\x19.testudo.keymgr.v1.ExpireR\x06expire\x127\n" +
+	"\bcounters\x18\a \x01(\v2\x1b.testudo.keymgr.v1.CountersR\bcounters\x12D\n" +
+	"\rlease_request\x18\b \x01(\v2\x1f.testudo.keymgr.v1.LeaseRequestR\fleaseRequest\x12:\n" +
+	"\taddresses\x18\t \x01(\v2\x1c.testudo.keymgr.v1.AddressesR\taddresses\x12;\n" +
 	"\n" +
 	"peer_moved\x18\n" +
-	" \x01(\v2\x1c.testudo.keymgr.v1.PeerMovedH\x00R\tpeerMovedB\t\n" +
-	"\amessage\"\xcc\x01\n" +
+	" \x01(\v2\x1c.testudo.keymgr.v1.PeerMovedR\tpeerMoved\"\xbb\x01\n" +
 	"\x0eAttachResponse\x120\n" +
-	"\x05apply\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.ApplyH\x00R\x05apply\x122\n" +
-	"\x03ike\x18\x02 \x01(\v2\x1e.testudo.keymgr.v1.IkeDatagramH\x00R\x03ike\x12I\n" +
-	"\x0eacquire_failed\x18\x03 \x01(\v2 .testudo.keymgr.v1.AcquireFailedH\x00R\racquireFailedB\t\n" +
-	"\amessage\"\xdb\x01\n" +
+	"\x03ike\x18\x02 \x03(\v2\x1e.testudo.keymgr.v1.IkeDatagramR\x03ike\x12.\n" +
+	"\x05apply\x18\x01 \x01(\v2\x18.testudo.keymgr.v1.ApplyR\x05apply\x12G\n" +
+	"\x0eacquire_failed\x18\x03 \x01(\v2 .testudo.keymgr.v1.AcquireFailedR\racquireFailed\"\xdb\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1c\n" +
@@ -1517,8 +1380,8 @@ var file_testudo_keymgr_v1_worker_link_proto_depIdxs = []int32{
 	16, // 7: testudo.keymgr.v1.AttachRequest.lease_request:type_name -> testudo.keymgr.v1.LeaseRequest
 	3,  // 8: testudo.keymgr.v1.AttachRequest.addresses:type_name -> testudo.keymgr.v1.Addresses
 	4,  // 9: testudo.keymgr.v1.AttachRequest.peer_moved:type_name -> testudo.keymgr.v1.PeerMoved
-	6,  // 10: testudo.keymgr.v1.AttachResponse.apply:type_name -> testudo.keymgr.v1.Apply
-	13, // 11: testudo.keymgr.v1.AttachResponse.ike:type_name -> testudo.keymgr.v1.IkeDatagram
+	13, // 10: testudo.keymgr.v1.AttachResponse.ike:type_name -> testudo.keymgr.v1.IkeDatagram
+	6,  // 11: testudo.keymgr.v1.AttachResponse.apply:type_name -> testudo.keymgr.v1.Apply
 	12, // 12: testudo.keymgr.v1.AttachResponse.acquire_failed:type_name -> testudo.keymgr.v1.AcquireFailed
 	5,  // 13: testudo.keymgr.v1.Hello.inventory:type_name -> testudo.keymgr.v1.InventoryItem
 	17, // 14: testudo.keymgr.v1.InventoryItem.direction:type_name -> testudo.ipsec.v1.Direction
@@ -1541,23 +1404,6 @@ func init() { file_testudo_keymgr_v1_worker_link_proto_init() }
 func file_testudo_keymgr_v1_worker_link_proto_init() {
 	if File_testudo_keymgr_v1_worker_link_proto != nil {
 		return
-	}
-	file_testudo_keymgr_v1_worker_link_proto_msgTypes[0].OneofWrappers = []any{
-		(*AttachRequest_Hello)(nil),
-		(*AttachRequest_Ack)(nil),
-		(*AttachRequest_Nack)(nil),
-		(*AttachRequest_Acquire)(nil),
-		(*AttachRequest_Ike)(nil),
-		(*AttachRequest_Expire)(nil),
-		(*AttachRequest_Counters)(nil),
-		(*AttachRequest_LeaseRequest)(nil),
-		(*AttachRequest_Addresses)(nil),
-		(*AttachRequest_PeerMoved)(nil),
-	}
-	file_testudo_keymgr_v1_worker_link_proto_msgTypes[1].OneofWrappers = []any{
-		(*AttachResponse_Apply)(nil),
-		(*AttachResponse_Ike)(nil),
-		(*AttachResponse_AcquireFailed)(nil),
 	}
 	file_testudo_keymgr_v1_worker_link_proto_msgTypes[7].OneofWrappers = []any{
 		(*Operation_Install)(nil),
