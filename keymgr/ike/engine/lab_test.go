@@ -74,6 +74,16 @@ func (l *lab) host(name, addr string) *host {
 	return h
 }
 
+// give makes an address a host's, or nobody's.
+func (l *lab) give(a netip.Addr, h *host) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.hosts, a)
+	if h != nil {
+		l.hosts[a] = h
+	}
+}
+
 func (l *lab) close() {
 	for _, h := range l.hosts {
 		close(h.work)

@@ -164,10 +164,10 @@ func TestANodeMovesAfterReauthentication(t *testing.T) {
 		// reach makes a's only these addresses, of which b may reach fewer than a tells.
 		reach := func(as ...netip.Addr) {
 			for _, a := range []netip.Addr{first, second, spare} {
-				delete(p.hosts, a)
+				p.give(a, nil)
 			}
 			for _, a := range as {
-				p.hosts[a] = p.a
+				p.give(a, p.a)
 			}
 		}
 		at := func(want netip.Addr) engine.IKESA {
@@ -235,8 +235,8 @@ func TestAPeerThatMovedIsAuthenticatedAnewWhereItIs(t *testing.T) {
 		}
 		p.a.acquire(1)
 		p.after(5 * time.Second)
-		delete(p.hosts, p.a.addr)
-		p.hosts[now] = p.a
+		p.give(p.a.addr, nil)
+		p.give(now, p.a)
 		p.a.report(push.Addresses{Local: []netip.Addr{now}})
 		p.after(10 * time.Second)
 		if n, err := p.e.Rekey(t.Context(), engine.Filter{Node: "b", Peer: "a"}); n != 1 || err != nil {

@@ -60,12 +60,12 @@ func TestAPeerWithoutAProofDoesNotDisplaceOneWithAProof(t *testing.T) {
 
 		// The peer is gone, and a finds out when somebody else comes.
 		gone := p.b.addr
-		delete(p.hosts, gone)
+		p.give(gone, nil)
 		m.report(m.acquireOf("b"))
 		p.after(10 * time.Minute)
 		m.report(m.acquireOf("b"))
 		p.after(time.Minute)
-		p.hosts[gone] = p.b
+		p.give(gone, p.b)
 		p.a.sendsTo(t, "192.0.2.3")
 
 		// And back: one with a proof takes over from one without.
