@@ -1,6 +1,8 @@
 package engine_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -11,7 +13,7 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
-	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 	"github.com/testudo-ipsec/testudo/keymgr/push"
 )
 
@@ -135,34 +137,53 @@ func BenchmarkHandshakes(b *testing.B) {
 }
 
 // BenchmarkHalfOpen is what an initiator leaves behind that has shown a cookie
-// and does not go on: X25519, a request as an ordinary peer sends it.
+// and does not go on after IKE_SA_INIT: one that offers the first suite, or all that
+// a policy has which names none.
 func BenchmarkHalfOpen(b *testing.B) {
-	const count = 10000
+	suites := []string{"aes256gcm16-prfsha256-x25519", "aes256gcm16-prfsha256-x25519-ke1_mlkem768", "aes256-sha256-prfsha256-ecp256-modp2048"}
+	b.Run("x25519", func(b *testing.B) { benchHalfOpen(b, suites[:1]) })
+	b.Run("default", func(b *testing.B) { benchHalfOpen(b, []string{suites[1], suites[0], suites[2]}) })
+}
+
+func benchHalfOpen(b *testing.B, suites []string) {
+	const known, count = 10000, 20000 // the first fill what is remembered of the latest: Traces
 	for b.Loop() {
 		b.StopTimer()
 		l := newLab(b)
 		e := newEngine(b, func(c *engine.Config) { c.HalfOpenPrefixCookie, c.HalfOpenCookie, c.HalfOpenPrefixMax = 1e6, 1e6, 1e6 })
 		h := l.host("a", "192.0.2.1")
 		pol := policy(b, "a", "192.0.2.1", "b", "192.0.2.2", 1)
-		pol.Peers[0].Remote = nil
+		pol.Peers[0].Remote, pol.Peers[0].Proposals, pol.Peers[0].Mobike = nil, nil, true
+		for _, s := range suites {
+			pol.Peers[0].Proposals = append(pol.Peers[0].Proposals, proposal(b, ipsec.ProtocolIKE, s)...)
+		}
 		e.SetPolicy("a", pol)
 		h.attach(e)
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		b.StartTimer()
-		for i := range uint64(count) {
-			h.report(request(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).String(), halfOpenRequest(i+1)))
-			for e.Stats().Sent+1000 < i {
+		first := firstMessage(b, pol)
+		send := func(from, to uint64) {
+			for i := from; i < to; i++ {
+				binary.BigEndian.PutUint64(first, i+1) // the SPI
+				h.report(request(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).String(), bytes.Clone(first)))
+				for e.Stats().Sent+1000 < i {
+					runtime.Gosched()
+				}
+			}
+			for e.Stats().Sent < to {
 				runtime.Gosched()
 			}
 		}
-		for e.Stats().Sent < count {
-			runtime.Gosched()
-		}
+		var before, after runtime.MemStats
+		send(0, known)
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		b.StartTimer()
+		send(known, known+count)
 		b.StopTimer()
 		runtime.GC()
 		runtime.ReadMemStats(&after)
+		if n := e.Stats().HalfOpen; n != known+count {
+			b.Fatalf("%d half-open, want %d", n, known+count)
+		}
 		b.ReportMetric((float64(after.HeapAlloc)-float64(before.HeapAlloc))/count, "B/half-open")
 		e.Close()
 		l.close()
@@ -170,16 +191,15 @@ func BenchmarkHalfOpen(b *testing.B) {
 	}
 }
 
-// halfOpenRequest is the first message of an ordinary peer.
-func halfOpenRequest(spi uint64) []byte {
-	suite := func(typ ipsec.TransformType, id, bits uint16) wire.Transform {
-		return wire.Transform{Transform: ipsec.Transform{Type: typ, ID: id, KeyBits: bits}}
+// firstMessage is what the node's peer sends first, with the node's own suites.
+func firstMessage(b *testing.B, pol *ipsec.NodePolicy) []byte {
+	p := pol.Peers[0]
+	m := ikev2.NewInitiator(ike.Env{NextID: func() uint64 { return 1 }}, pol, p, ike.Path{Local: netip.MustParseAddrPort("192.0.2.2:500"), Remote: netip.MustParseAddrPort("192.0.2.1:500")})
+	for _, f := range m.Handle(time.Now(), ike.CreateChild{Rule: "rule-0"}) {
+		if send, ok := f.(ike.Send); ok {
+			return send.Data
+		}
 	}
-	h := wire.Header{SPIi: spi, Exchange: wire.IKESAInit, Flags: wire.FlagInitiator}
-	return wire.AppendMessage(nil, h, []wire.Payload{
-		&wire.SA{Proposals: []wire.Proposal{{Number: 1, Protocol: wire.ProtocolID(ipsec.ProtocolIKE), Transforms: []wire.Transform{
-			suite(ipsec.TransformENCR, ipsec.EncrAESGCM16, 128), suite(ipsec.TransformPRF, ipsec.PRFHMACSHA2256, 0), suite(ipsec.TransformKE, ipsec.KEX25519, 0)}}}},
-		&wire.KE{Method: ipsec.KEX25519, Data: append([]byte{9}, make([]byte, 31)...)}, &wire.Nonce{Data: make([]byte, 32)},
-		&wire.Notify{Message: wire.NATDetectionSourceIP, Data: make([]byte, 20)}, &wire.Notify{Message: wire.NATDetectionDestinationIP, Data: make([]byte, 20)},
-	})
+	b.Fatal("the initiator has sent nothing")
+	return nil
 }

@@ -20,6 +20,8 @@ type Machines interface {
 	// Responder makes a machine that waits for IKE_SA_INIT. It picks one of the
 	// candidate profiles, named in the order of the policy, by the peer's identity.
 	Responder(env ike.Env, policy *ipsec.NodePolicy, candidates []string, path ike.Path) (ike.Machine, error)
+	// Wake makes a responder again that rested; any of the profiles may be gone.
+	Wake(env ike.Env, policy *ipsec.NodePolicy, candidates []string, b []byte) (ike.Machine, error)
 	// Restore reads back a machine that saved itself. Its first event is Restored.
 	Restore(env ike.Env, b []byte) (ike.Machine, error)
 }

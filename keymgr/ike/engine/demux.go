@@ -89,7 +89,7 @@ func (n *node) initRequest(path ike.Path, h wire.Header, data []byte) (why strin
 	if h.Exchange != wire.IKESAInit || h.Response() || !h.FromInitiator() || h.MessageID != 0 {
 		return whyNotInit
 	}
-	key := initKey{node: n.name, remote: path.Remote, spi: h.SPIi}
+	key := e.half.key(n, path.Remote, h.SPIi)
 	if c := e.half.find(key); c != nil {
 		return c.datagram(path, data)
 	}
@@ -107,15 +107,14 @@ func (n *node) initRequest(path ike.Path, h wire.Header, data []byte) (why strin
 	if why := n.admit(path, data); why != "" {
 		return why
 	}
-	now := time.Now()
-	c := &cell{shard: e.pickShard(), node: n, remote: path.Remote.Addr(), began: now, halfEnd: now.Add(e.cfg.HalfOpenTimeout), initKey: key, slot: -1}
+	c := &cell{shard: e.pickShard(), node: n, remote: path.Remote.Addr(), began: time.Since(e.started), initKey: key, slot: -1}
 	c.make = func() (ike.Machine, error) { return e.cfg.Machines.Responder(n.env, policy, candidates, path) }
-	if old := e.half.add(key, c); old != c {
+	if old := e.half.add(c); old != c {
 		return old.datagram(path, data)
 	}
 	n.addCell(c, policy)
 	if why := c.datagram(path, data); why != "" {
-		e.half.remove(key)
+		e.half.remove(c)
 		n.dropCell(c)
 		return why
 	}

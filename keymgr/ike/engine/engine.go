@@ -31,6 +31,7 @@ type Engine struct {
 	ids      atomic.Uint64
 	traceIDs atomic.Uint64
 	firstID  ipsec.SAID
+	started  time.Time
 
 	index       index
 	half        halfOpen
@@ -96,7 +97,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Machines == nil || cfg.Secrets == nil {
 		return nil, fmt.Errorf("engine: Machines and Secrets must both be set, got %t and %t", cfg.Machines != nil, cfg.Secrets != nil)
 	}
-	e := &Engine{cfg: cfg.withDefaults(), nodes: make(map[string]*node), closed: make(chan struct{}), seed: maphash.MakeSeed()}
+	e := &Engine{cfg: cfg.withDefaults(), nodes: make(map[string]*node), closed: make(chan struct{}), seed: maphash.MakeSeed(), started: time.Now()}
 	// SA IDs are never reused, over restarts too: counting on from the clock
 	// stays ahead as long as fewer than 10^9 are made in a second.
 	e.firstID = ipsec.SAID(time.Now().UnixNano())

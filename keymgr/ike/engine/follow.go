@@ -22,7 +22,7 @@ func (n *node) initialContact(c *cell, f ike.InitialContact) {
 			continue
 		}
 		x.shard.inbox.post(item{fn: func() {
-			if info, ok := x.shard.info(x); ok && info.RemoteID == f.RemoteID.String() && info.Since.Before(c.began) {
+			if info, ok := x.shard.info(x); ok && info.RemoteID == f.RemoteID.String() && info.Since.Before(n.e.started.Add(c.began)) {
 				x.shard.retire(x, whyForgotten)
 			}
 		}})

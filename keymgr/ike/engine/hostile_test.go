@@ -48,6 +48,10 @@ func (s scripted) Responder(env ike.Env, _ *ipsec.NodePolicy, candidates []strin
 	return s.make(env, candidates[0], path, false)
 }
 
+func (s scripted) Wake(ike.Env, *ipsec.NodePolicy, []string, []byte) (ike.Machine, error) {
+	return nil, errors.New("nothing rested")
+}
+
 func (s scripted) Restore(ike.Env, []byte) (ike.Machine, error) {
 	return nil, errors.New("nothing was saved")
 }
@@ -56,6 +60,7 @@ func (m *script) Handle(_ time.Time, ev ike.Event) []ike.Effect { return m.handl
 func (m *script) Deadline() time.Time                           { return m.deadline }
 func (m *script) Info() ike.Info                                { return m.info }
 func (m *script) Save(dst []byte) ([]byte, bool)                { return dst, false }
+func (m *script) Rest(dst []byte) ([]byte, bool)                { return dst, false }
 
 // initRequest is an IKE_SA_INIT request with nothing but a nonce.
 func initRequest(spi uint64, first ...wire.Payload) []byte {

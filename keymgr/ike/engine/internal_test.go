@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
@@ -133,6 +134,14 @@ func TestManyChangesAreSplit(t *testing.T) {
 	}
 	if d.waiting[len(d.waiting)-1].then(); total != 12345 || !done {
 		t.Fatalf("%d of 12345 changes", total)
+	}
+}
+
+// A stranger can make us keep one for each half-open IKE SA, 32,768 of them. Within 256
+// octets the allocator wastes none.
+func TestCellIsSmall(t *testing.T) {
+	if n := unsafe.Sizeof(cell{}); n > 256 {
+		t.Errorf("a cell has %d octets, want at most 256: put what only established IKE SAs need elsewhere", n)
 	}
 }
 

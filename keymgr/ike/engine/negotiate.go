@@ -155,7 +155,7 @@ func (n *node) dial(name string) (*cell, bool) {
 		return nil, false
 	}
 	policy := n.policy
-	c := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: time.Now(), slot: -1, peer: name}
+	c := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: time.Since(n.e.started), slot: -1, peer: name}
 	c.make = func() (ike.Machine, error) { return n.e.cfg.Machines.Initiator(n.env, policy, name, path) }
 	n.cells[c] = true
 	n.e.stats.machines.Add(1)
@@ -225,7 +225,7 @@ func (n *node) failed(c *cell, f ike.Failure) {
 		Detail: (&FailedError{f}).Error()})
 	n.reauthFailed(c, f)
 	if f.Why == ikev2.WhyLost {
-		c.anew = slices.Sorted(maps.Keys(n.rulesOf(c)))
+		c.anew = n.rulesOf(c)
 	}
 	if f.Rule != "" {
 		t := n.talks[f.Rule]

@@ -259,17 +259,16 @@ func (n *node) retire(c *cell, why string, left []ike.Child) {
 }
 
 // rulesOf are the rules that an IKE SA's CHILD SAs serve.
-func (n *node) rulesOf(c *cell) map[string]bool {
-	rules := make(map[string]bool)
+func (n *node) rulesOf(c *cell) (rules set[string]) {
 	for id := range c.children {
-		rules[n.ruleOf[id]] = true
+		rules.add(n.ruleOf[id])
 	}
 	return rules
 }
 
 // negotiateAnew does not wait for a packet: the peer has lost what served the rules.
-func (n *node) negotiateAnew(rules []string) {
-	for _, rule := range rules {
+func (n *node) negotiateAnew(rules set[string]) {
+	for _, rule := range slices.Sorted(maps.Keys(rules)) {
 		n.negotiate(rule, nil, false)
 	}
 }

@@ -54,7 +54,7 @@ func (n *node) reauthenticate(c *cell, at ike.Path) {
 		return
 	}
 	policy, name := n.policy, c.peer
-	x := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: time.Now(), slot: -1, peer: name}
+	x := &cell{shard: n.e.pickShard(), node: n, initiator: true, remote: path.Remote.Addr(), began: time.Since(n.e.started), slot: -1, peer: name}
 	x.make = func() (ike.Machine, error) { return n.e.cfg.Machines.Initiator(n.env, policy, name, path) }
 	x.takes = &reauth{old: c, rules: rules}
 	c.successor = x

@@ -104,7 +104,7 @@ func (e *Engine) restoreMachine(n *node, b []byte) (err error) {
 		return err
 	}
 	info := m.Info()
-	c := &cell{shard: e.pickShard(), node: n, initiator: info.Initiator, remote: info.Path.Remote.Addr(), began: time.Now(), slot: -1,
+	c := &cell{shard: e.pickShard(), node: n, initiator: info.Initiator, remote: info.Path.Remote.Addr(), began: time.Since(e.started), slot: -1,
 		machine: m, spi: info.LocalSPI, peer: info.Peer, established: true, unproven: info.Unproven(), restored: true, saved: true}
 	if c.spi == 0 || e.index.find(c.spi) != nil {
 		return fmt.Errorf("IKE SPI %016x is there twice", c.spi)

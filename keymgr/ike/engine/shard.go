@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -15,7 +16,7 @@ type shard struct {
 	inbox  *inbox
 	timers timers
 	traces traces
-	buf    []byte // for machines to save themselves into
+	buf    []byte // for machines to save themselves into, or to rest in
 }
 
 func newShard(e *Engine) *shard { return &shard{e: e, inbox: newInbox(e.cfg.Inbox)} }
@@ -70,7 +71,7 @@ func (s *shard) expire(now time.Time) time.Duration {
 		if d := c.at.Sub(now); d > 0 {
 			return d
 		}
-		if !c.halfEnd.IsZero() && !c.halfEnd.After(now) {
+		if c.initKey != 0 && !s.halfEnd(c).After(now) {
 			s.retire(c, whyTimeout)
 			continue
 		}
@@ -94,21 +95,18 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 	var effects []ike.Effect
 	var deadline time.Time
 	var spi uint64
-	first := c.machine == nil
+	first := c.make != nil
 	now := time.Now()
 	ok := s.guard(c, func() error {
-		if c.machine == nil {
-			m, err := c.make()
-			if err != nil {
-				return err
-			}
-			c.machine, c.make = m, nil
+		if err := s.wake(c); err != nil {
+			return err
 		}
 		effects = c.machine.Handle(now, ev)
 		deadline = c.machine.Deadline()
 		if c.spi == 0 {
 			spi = c.machine.Info().LocalSPI
 		}
+		s.rest(c)
 		return nil
 	})
 	if !ok {
@@ -139,6 +137,38 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 	if ignored {
 		s.retire(c, whyIgnored)
 	}
+}
+
+// wake sees to it that a cell has its machine: a new one for its first event, and
+// for a responder that rests the one that it was, with the policy of now.
+func (s *shard) wake(c *cell) (err error) {
+	switch {
+	case c.machine != nil:
+	case c.make != nil:
+		if c.machine, err = c.make(); err == nil {
+			c.make = nil
+		}
+	default:
+		policy, candidates := c.node.candidates(c.remote)
+		c.machine, err = s.e.cfg.Machines.Wake(c.node.env, policy, candidates, c.rest)
+		clear(c.rest)
+		c.rest = nil
+	}
+	return err
+}
+
+// rest keeps a responder that waits for its peer as octets: it may be one of very
+// many, none of which is proven to be a friend's.
+func (s *shard) rest(c *cell) {
+	if c.initKey == 0 {
+		return
+	}
+	b, ok := c.machine.Rest(s.buf[:0])
+	s.buf = b[:0]
+	if ok {
+		c.machine, c.rest = nil, bytes.Clone(b)
+	}
+	clear(b)
 }
 
 // guard runs fn and ends the machine when fn fails or panics.
@@ -173,11 +203,16 @@ func role(initiator bool) string {
 }
 
 func (s *shard) setDeadline(c *cell, at time.Time) {
-	if !c.halfEnd.IsZero() && (at.IsZero() || c.halfEnd.Before(at)) {
-		at = c.halfEnd
+	if c.initKey != 0 {
+		if end := s.halfEnd(c); at.IsZero() || end.Before(at) {
+			at = end
+		}
 	}
 	s.timers.set(c, at)
 }
+
+// halfEnd is how long a responder may take to be established.
+func (s *shard) halfEnd(c *cell) time.Time { return s.e.started.Add(c.began + s.e.cfg.HalfOpenTimeout) }
 
 func (s *shard) perform(c *cell, f ike.Effect) {
 	n := c.node
@@ -223,7 +258,7 @@ func (s *shard) perform(c *cell, f ike.Effect) {
 // adopt takes over the machine that replaces c's: same shard, same node, and
 // the CHILD SAs it lists.
 func (s *shard) adopt(c *cell, m ike.Machine) *cell {
-	h := &cell{shard: s, node: c.node, remote: c.remote, began: time.Now(), machine: m, slot: -1, trace: c.trace}
+	h := &cell{shard: s, node: c.node, remote: c.remote, began: time.Since(s.e.started), machine: m, slot: -1, trace: c.trace}
 	var info ike.Info
 	var deadline time.Time
 	if !s.guard(h, func() error { info, deadline = m.Info(), m.Deadline(); return nil }) {
@@ -241,10 +276,17 @@ func (s *shard) adopt(c *cell, m ike.Machine) *cell {
 
 // info is a machine's snapshot; false when the machine is gone, or is now.
 func (s *shard) info(c *cell) (info ike.Info, ok bool) {
-	if c.gone || c.machine == nil {
+	if c.gone || c.machine == nil && c.rest == nil {
 		return ike.Info{}, false
 	}
-	ok = s.guard(c, func() error { info = c.machine.Info(); return nil })
+	ok = s.guard(c, func() error {
+		if err := s.wake(c); err != nil {
+			return err
+		}
+		info = c.machine.Info()
+		s.rest(c)
+		return nil
+	})
 	return info, ok
 }
 
@@ -253,20 +295,20 @@ func (s *shard) established(c *cell) {
 	if !ok {
 		return
 	}
-	if !c.halfEnd.IsZero() {
+	if c.initKey != 0 {
 		s.endHalfOpen(c)
 		s.setDeadline(c, c.machine.Deadline())
 	}
 	s.e.stats.established.Add(1)
 	c.node.warnLegacy(info.Peer, "IKE SA", info.Suite)
-	s.e.stats.observe(time.Since(c.began))
+	s.e.stats.observe(time.Since(s.e.started) - c.began)
 	c.node.established(c, info)
 }
 
 func (s *shard) endHalfOpen(c *cell) {
-	if !c.halfEnd.IsZero() {
-		c.halfEnd = time.Time{}
-		s.e.half.remove(c.initKey)
+	if c.initKey != 0 {
+		s.e.half.remove(c)
+		c.initKey = 0
 	}
 }
 
@@ -289,6 +331,8 @@ func (s *shard) retire(c *cell, why string) {
 		}
 	}
 	c.machine = nil
+	clear(c.rest)
+	c.rest = nil
 	s.e.stats.machines.Add(-1)
 	c.node.retire(c, why, left)
 }

@@ -13,20 +13,20 @@ func (t *timers) set(c *cell, at time.Time) {
 		t.remove(c)
 		return
 	case c.slot < 0:
-		c.at, c.slot = at, len(*t)
+		c.at, c.slot = at, int32(len(*t))
 		*t = append(*t, c)
 	case c.at.Equal(at):
 		return
 	default:
 		c.at = at
 	}
-	if !t.up(c.slot) {
-		t.down(c.slot)
+	if i := int(c.slot); !t.up(i) {
+		t.down(i)
 	}
 }
 
 func (t *timers) remove(c *cell) {
-	i := c.slot
+	i := int(c.slot)
 	if i < 0 {
 		return
 	}
@@ -50,7 +50,7 @@ func (t timers) first() *cell {
 
 func (t timers) swap(i, j int) {
 	t[i], t[j] = t[j], t[i]
-	t[i].slot, t[j].slot = i, j
+	t[i].slot, t[j].slot = int32(i), int32(j)
 }
 
 func (t timers) up(i int) bool {

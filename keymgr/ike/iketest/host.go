@@ -45,6 +45,7 @@ type Host struct {
 	Needs     map[string]int // psk, ke, authorities, signature and verification
 	Installed int            // SAs ever installed
 	InFlight  int            // the most requests of one IKE SA that were ever unanswered at once
+	Rested    []int          // octets of machines, each time that one rested
 
 	net  *Net
 	env  ike.Env
@@ -273,9 +274,30 @@ func (h *Host) route(hd wire.Header) ike.Machine {
 	return nil
 }
 
+// rest makes a machine rest, if it can, and wakes it at once: what it does not take
+// along is missed by what comes next.
+func (h *Host) rest(m ike.Machine) {
+	x, ok := m.(*ikev2.Machine)
+	if !ok {
+		return
+	}
+	b, ok := x.Rest(nil)
+	if !ok {
+		return
+	}
+	h.Rested = append(h.Rested, len(b))
+	again, err := ikev2.Wake(h.env, h.Policy, h.Policy.Peers, b)
+	if err != nil {
+		h.net.TB.Fatalf("%s: a machine does not wake: %v", h.Name, err)
+	}
+	*x = *again
+}
+
 // handle gives an event to a machine and performs its effects.
 func (h *Host) handle(m ike.Machine, ev ike.Event) {
-	for _, e := range m.Handle(h.net.Now, ev) {
+	effects := m.Handle(h.net.Now, ev)
+	h.rest(m)
+	for _, e := range effects {
 		switch e := e.(type) {
 		case ike.Send:
 			h.send(m, e)

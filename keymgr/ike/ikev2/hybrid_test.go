@@ -34,9 +34,9 @@ func TestAdditionalKeyExchangesComeBeforeIKEAuth(t *testing.T) {
 	// db cannot read its own responses any more: the keys have gone on.
 	want := `web -> db IKE_INTERMEDIATE request 1 { SKF(1/2, 1212) }
 web -> db IKE_INTERMEDIATE request 1 { SKF(2/2, 30) }
-db -> web IKE_INTERMEDIATE response 1 { SK: integrity check failed: aes128gcm16 }
+db -> web IKE_INTERMEDIATE response 1 { SK(1121) }
 web -> db IKE_INTERMEDIATE request 2 { KE(ecp256) }
-db -> web IKE_INTERMEDIATE response 2 { SK: integrity check failed: aes128gcm16 }
+db -> web IKE_INTERMEDIATE response 2 { SK(97) }
 web -> db IKE_INTERMEDIATE request 3 { SKF(1/2, 1212) }
 web -> db IKE_INTERMEDIATE request 3 { SKF(2/2, 414) }
 db -> web IKE_INTERMEDIATE response 3 { SKF(1/2, 1212) }

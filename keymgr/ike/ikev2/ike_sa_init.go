@@ -43,13 +43,25 @@ type firstContact struct {
 	methods   int // INVALID_KE_PAYLOAD answers followed
 	reply     ike.Path
 	more      intermediate
-	childless bool   // the peer can make an IKE SA without a CHILD SA (childless.go)
-	public    []byte // the initiator's half of the key exchange, as the responder has it
+	childless bool         // the peer can make an IKE SA without a CHILD SA (childless.go)
+	public    []byte       // the initiator's half of the key exchange, as the responder has it
+	skeyseed  ipsec.Secret // responder: of the keys that IKE_AUTH comes under, or IKE_INTERMEDIATE
 	secrets   []ipsec.Secret
 	offer     authOffer
 	judged    *message // IKE_AUTH of the peer
 	missing   []string // why our methods could not be used
 	ppk       ppkUse
+}
+
+// wipe overwrites what is secret. The first contact may be over, and nil.
+func (f *firstContact) wipe() {
+	if f == nil {
+		return
+	}
+	f.ppk.forget()
+	for _, s := range []ipsec.Secret{f.skeyseed, f.more.ske, f.more.ska} {
+		s.Wipe()
+	}
 }
 
 // startConnect is the initiator's first step.
@@ -134,18 +146,12 @@ func (m *Machine) initDatagram(h wire.Header, ev ike.Datagram) {
 // INVALID_SYNTAX "may only be returned for and in an encrypted packet"
 // (RFC 7296 §3.10.1).
 func (m *Machine) parseInit(r row, ev ike.Datagram) *message {
-	raw := bytes.Clone(ev.Data) // payloads alias it, and AUTH covers it
-	h, ps, err := wire.Parse(raw)
+	msg, err := r.read(bytes.Clone(ev.Data)) // payloads alias it, and AUTH covers it
 	if err != nil {
 		m.drop(WhyMalformed)
 		return nil
 	}
-	msg, bad := r.index(h, ps)
-	if bad != nil {
-		m.drop(WhyMalformed)
-		return nil
-	}
-	msg.path, msg.raw = ev.Path, raw
+	msg.path = ev.Path
 	return msg
 }
 
@@ -213,15 +219,15 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 		return
 	}
 	f := m.first
-	prf, err := suite.NewPRF(f.answer.suite.PRF)
-	if err == nil {
-		err = m.keyIKE(f.answer.suite, suite.SKEYSEED(prf, f.ni, f.nr, a.Shared), f.ni, f.nr)
-	}
-	a.Shared.Wipe()
+	m.suite = f.answer.suite
+	prf, err := suite.NewPRF(m.suite.PRF)
 	if err != nil {
+		a.Shared.Wipe()
 		m.fail(m.failure(wire.IKESAInit, WhyUnsupported, err.Error(), "remove this suite from the peer's profile"))
 		return
 	}
+	f.skeyseed = suite.SKEYSEED(prf, f.ni, f.nr, a.Shared)
+	a.Shared.Wipe()
 	ps := []wire.Payload{&wire.SA{Proposals: []wire.Proposal{f.answer.proposal}},
 		&wire.KE{Method: f.answer.suite.KE.ID, Data: a.Public}, &wire.Nonce{Data: f.nr}}
 	ps = append(ps, m.natNotifies(m.spiI, m.spiR, f.reply)...)

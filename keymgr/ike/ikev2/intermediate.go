@@ -35,6 +35,8 @@ type intermediate struct {
 	done    uint32
 	intI    []byte // IntAuth_i and IntAuth_r of the last exchange (RFC 9242 §3.3.2)
 	intR    []byte
+	ske     ipsec.Secret // responder: SK_ei and SK_ai of the last exchange, whose request may come again
+	ska     ipsec.Secret
 }
 
 // methodsOf are the additional key exchanges of a suite, in order.
@@ -134,7 +136,11 @@ func (m *Machine) advance(shared ipsec.Secret) bool {
 	old := m.keys
 	seed := suite.RekeySKEYSEED(m.prf, old.SKd, shared, f.ni, f.nr)
 	shared.Wipe()
-	if err := m.keyIKE(m.suite, seed, f.ni, f.nr); err != nil {
+	if !m.initiator {
+		f.wipe()
+		f.skeyseed, f.more.ske, f.more.ska = seed, old.SKei.Clone(), old.SKai.Clone()
+		m.keys, m.tx, m.rx = suite.IKEKeys{}, nil, nil // deriveKeys makes the next ones
+	} else if err := m.keyIKE(m.suite, seed, f.ni, f.nr); err != nil {
 		m.fail(m.failure(wire.IKEIntermediate, WhyUnsupported, err.Error(), "remove this suite from the peer's profile"))
 		return false
 	}

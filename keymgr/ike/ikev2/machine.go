@@ -128,16 +128,21 @@ func (Machines) Initiator(env ike.Env, policy *ipsec.NodePolicy, peer string, pa
 
 // Responder is NewResponder for profiles of the policy.
 func (Machines) Responder(env ike.Env, policy *ipsec.NodePolicy, candidates []string, path ike.Path) (ike.Machine, error) {
-	var ps []ipsec.Peer
-	for _, name := range candidates {
-		if p, ok := peerByName(policy, name); ok {
-			ps = append(ps, p)
-		}
-	}
+	ps := peersByName(policy, candidates)
 	if len(ps) == 0 {
 		return nil, fmt.Errorf("none of the peers %q is in the policy of node %q (version %s)", candidates, policy.Node, policy.Version)
 	}
 	return NewResponder(env, policy, ps, path), nil
+}
+
+func peersByName(policy *ipsec.NodePolicy, names []string) []ipsec.Peer {
+	var ps []ipsec.Peer
+	for _, name := range names {
+		if p, ok := peerByName(policy, name); ok {
+			ps = append(ps, p)
+		}
+	}
+	return ps
 }
 
 func peerByName(policy *ipsec.NodePolicy, name string) (ipsec.Peer, bool) {
@@ -289,9 +294,7 @@ func (m *Machine) end(why string) {
 	m.endDrains()
 	m.dropFollowUps(ofAnything)
 	m.keys.Wipe()
-	if m.first != nil {
-		m.first.ppk.forget()
-	}
+	m.first.wipe()
 	if m.serve != nil && m.serve.followUp != nil {
 		wipe(m.serve.followUp.secrets)
 	}
@@ -310,9 +313,7 @@ func (m *Machine) fail(f ike.Failure) {
 // established starts the life of the IKE SA.
 func (m *Machine) established() {
 	m.state, m.since, m.heard = stateEstablished, m.now, m.now
-	if m.first != nil {
-		m.first.ppk.forget()
-	}
+	m.first.wipe()
 	m.first = nil
 	if l := m.peer.Lifetime; l > 0 {
 		m.rekeyAt = m.now.Add(l - m.below(l/10)) // jitter: RFC 7296 §2.8.1

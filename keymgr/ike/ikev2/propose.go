@@ -64,28 +64,36 @@ func match(o ipsec.Proposal, t wire.Proposal, tolerated ipsec.Suite) (choice, bo
 		if picked.ID == 0 {
 			continue // NONE: the suite is without
 		}
-		switch typ {
-		case ipsec.TransformENCR:
-			c.suite.Encr = picked
-		case ipsec.TransformPRF:
-			c.suite.PRF = picked
-		case ipsec.TransformINTEG:
-			c.suite.Integ = picked
-		case ipsec.TransformKE:
-			c.suite.KE = picked
-		case ipsec.TransformESN:
-			c.suite.ESN = picked.ID == ipsec.ESNYes
-		default:
-			if !typ.AdditionalKE() {
-				return choice{}, false
-			}
-			c.suite.ADDKE[typ-ipsec.TransformADDKE] = picked
+		if !put(&c.suite, picked) {
+			return choice{}, false
 		}
 	}
 	if c.suite.KE.ID == ipsec.KENone && len(c.suite.Additional()) > 0 {
 		return choice{}, false // an additional key exchange comes after a first one
 	}
 	return c, true
+}
+
+// put gives a transform its place in a suite; false when there is none for its type.
+func put(s *ipsec.Suite, t ipsec.Transform) bool {
+	switch t.Type {
+	case ipsec.TransformENCR:
+		s.Encr = t
+	case ipsec.TransformPRF:
+		s.PRF = t
+	case ipsec.TransformINTEG:
+		s.Integ = t
+	case ipsec.TransformKE:
+		s.KE = t
+	case ipsec.TransformESN:
+		s.ESN = t.ID == ipsec.ESNYes
+	default:
+		if !t.Type.AdditionalKE() {
+			return false
+		}
+		s.ADDKE[t.Type-ipsec.TransformADDKE] = t
+	}
+	return true
 }
 
 // matchType picks a transform of one type. A side that does not name the type

@@ -38,7 +38,15 @@ func (m *Machine) datagram(ev ike.Datagram) {
 		m.initDatagram(h, ev)
 		return
 	}
-	if h.SPIi != m.spiI || h.SPIr != m.spiR || m.rx == nil {
+	if h.SPIi != m.spiI || h.SPIr != m.spiR {
+		m.drop(WhyWrongSPI)
+		return
+	}
+	if err := m.deriveKeys(); err != nil {
+		m.fail(m.failure(h.Exchange, WhyUnsupported, err.Error(), "remove this suite from the peer's profile"))
+		return
+	}
+	if m.rx == nil {
 		m.drop(WhyWrongSPI)
 		return
 	}
