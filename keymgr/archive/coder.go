@@ -13,6 +13,9 @@ import (
 // MaxOctets bounds one string of octets: an IKE message at most.
 const MaxOctets = 1 << 16
 
+// ErrVersion: it was written by a program that has another layout.
+var ErrVersion = errors.New("archive: it has another layout")
+
 // errShort: the octets end within a field.
 var errShort = errors.New("archive: it ends within a field")
 
@@ -58,7 +61,7 @@ func (c *Coder) Version(want uint8) {
 	got := want
 	Num(c, &got)
 	if c.err == nil && got != want {
-		c.Fail("written in format %d, this program reads %d", got, want)
+		c.err = fmt.Errorf("%w: version %d, this program reads %d", ErrVersion, got, want)
 	}
 }
 

@@ -174,12 +174,6 @@ func Peer(c *Coder, v *ipsec.Peer) {
 	Int(c, &v.Reauth)
 	Int(c, &v.DPD)
 	c.Bool(&v.ForceEncap)
-	Ptr(c, &v.PPK, func(c *Coder, k *ipsec.PPK) {
-		c.String(&k.ID)
-		c.String(&k.Secret)
-		c.Bool(&k.Required)
-	})
-	Int(c, &v.Reauth)
 	c.Bool(&v.Mobike)
 	Num(c, &v.TCP)
 }

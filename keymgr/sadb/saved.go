@@ -15,7 +15,7 @@ import (
 // to be written, and the operations that came of the changes must not leave before
 // that is durable. Then a lease that was ever used is one that is written.
 
-const savedVersion = 1
+const savedVersion = 2
 
 // topAge is how old the written top of a replay window, and the written counters, may
 // be. It bounds what is written of an SA that is busy, and what can be replayed after
@@ -100,8 +100,17 @@ func (n *Node) Resume(incarnation uint64, high ipsec.SAID) {
 	n.incarnation, n.high, n.resumed = incarnation, high, true
 }
 
-// Restore takes up one record.
+// Restore takes up one record. The SA of one that cannot be read is an orphan if the
+// worker has it.
 func (n *Node) Restore(id ipsec.SAID, b []byte) error {
+	err := n.restore(id, b)
+	if err != nil {
+		n.abandon(id)
+	}
+	return err
+}
+
+func (n *Node) restore(id ipsec.SAID, b []byte) error {
 	c := archive.Reader(b)
 	c.Version(savedVersion)
 	var kind uint8

@@ -26,6 +26,15 @@ func TestEveryFieldIsSavedOrExplained(t *testing.T) {
 	})
 }
 
+func TestLayoutHasAVersion(t *testing.T) {
+	fresh := func() *entry { return new(entry) }
+	archivetest.Layout(t, savedVersion, map[int]string{2: "f636349cb3697f4f"}, fresh, func(e *entry) []byte {
+		n := New(1)
+		n.sas[7] = e
+		return n.save(7)
+	}, map[string]string{"entry.saved": "", "entry.pending": ""})
+}
+
 var now = time.Unix(1_700_000_000, 0)
 
 func out(id ipsec.SAID) ipsec.SA {

@@ -2,6 +2,7 @@
 package archivetest
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -38,6 +39,26 @@ func EveryField[T any](t *testing.T, fresh func() *T, again func(*T) (*T, error)
 		if !w.used[name] {
 			t.Errorf("%s is on the list of what is not saved, and there is no such field", name)
 		}
+	}
+}
+
+// Layout fails the test when what save writes of a value has changed, and its version
+// has not. All parts that save does not lose (see EveryField) are set in that value.
+// layouts has one row for each version there ever was.
+func Layout[T any](t *testing.T, version int, layouts map[int]string, fresh func() *T, save func(*T) []byte, lost map[string]string) {
+	t.Helper()
+	w := &walk{lost: lost, used: make(map[string]bool)}
+	v := fresh()
+	w.value(reflect.ValueOf(v).Elem(), nil, reflect.TypeFor[T]().Name(), nil)
+	for _, l := range w.leaves {
+		l.change(reflect.ValueOf(v).Elem())
+	}
+	got := fmt.Sprintf("%x", sha256.Sum256(save(v)))[:16]
+	switch want, known := layouts[version]; {
+	case !known:
+		t.Errorf("version %d has no row: add %d: %q, and change none that is there", version, version, got)
+	case got != want:
+		t.Errorf("the layout is %s, version %d has %s: records of that version would be misread. Raise the version, and add a row (if only what fresh makes has changed, correct the row)", got, version, want)
 	}
 }
 

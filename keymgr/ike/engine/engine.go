@@ -32,6 +32,7 @@ type Engine struct {
 	traceIDs atomic.Uint64
 	firstID  ipsec.SAID
 	started  time.Time
+	lost     map[uint64]*node // nodes of IKE SAs that could not be restored, by their SPIs; does not change
 
 	index       index
 	half        halfOpen

@@ -64,8 +64,13 @@ func (e *Engine) ownSPI(spi uint64) bool {
 // with the tokens that prove it (RFC 6290 §4.5), a bounded number of times a second.
 // Responses are not answered: two ends could go on for ever.
 func (n *node) unknown(path ike.Path, h wire.Header) {
+	own := h.SPIi
+	if h.FromInitiator() {
+		own = h.SPIr
+	}
 	// Both SPIs: who turns the I flag around names an IKE SA that lives by the peer's.
-	if h.Response() || h.Next != wire.TypeSK && h.Next != wire.TypeSKF || n.e.ownSPI(h.SPIi) || n.e.ownSPI(h.SPIr) || !n.e.unasked.allow(time.Now()) {
+	lives := n.e.lost[own] != n && (n.e.ownSPI(h.SPIi) || n.e.ownSPI(h.SPIr))
+	if h.Response() || h.Next != wire.TypeSK && h.Next != wire.TypeSKF || lives || !n.e.unasked.allow(time.Now()) {
 		return
 	}
 	ps := []wire.Payload{&wire.Notify{Message: wire.InvalidIKESPI}}

@@ -2,12 +2,14 @@ package engine
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/archive"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/store"
 )
@@ -48,28 +50,37 @@ func (e *Engine) restore() error {
 		e.node(name).sadb.Resume(v, known.last)
 	}
 	broken := make(map[*node]bool)
-	var failed int
+	var failed, other int // other: of another version of this program
+	e.lost = make(map[uint64]*node)
+	warn := func(what, key string, err error) {
+		failed++
+		if errors.Is(err, archive.ErrVersion) {
+			other++ // all of them are
+			return
+		}
+		e.cfg.Log.Warn(what, "record", key, "error", err)
+	}
+	var unreadable set[ipsec.SAID]
 	for key, b := range sas {
 		id, n, err := e.parseKey(key)
 		if err == nil {
 			err = n.sadb.Restore(ipsec.SAID(id), b)
 		}
 		if err != nil {
-			failed++
-			e.cfg.Log.Warn("an SA of the stored state cannot be restored", "record", key, "error", err)
+			unreadable.add(ipsec.SAID(id))
+			warn("an SA of the stored state cannot be restored", key, err)
 		}
 		clear(b)
 	}
 	for key, b := range machines {
 		spi, n, err := e.parseKey(key)
 		if err == nil {
-			err = e.restoreMachine(n, b)
+			err = e.restoreMachine(n, b, unreadable)
 		}
 		if err != nil {
-			failed++
-			e.cfg.Log.Warn("an IKE SA of the stored state cannot be restored; its CHILD SAs will be replaced", "record", key, "error", err)
+			warn("an IKE SA of the stored state cannot be restored; its CHILD SAs will be replaced", key, err)
 			if n != nil {
-				broken[n] = true
+				broken[n], e.lost[spi] = true, n
 				e.durable.submit([]store.Change{{Key: keyMachine(spi, n.name)}}, nil)
 			}
 		}
@@ -77,6 +88,9 @@ func (e *Engine) restore() error {
 	}
 	for _, n := range e.allNodes() {
 		n.settleRestored(broken[n])
+	}
+	if other != 0 {
+		e.cfg.Log.Warn("the stored state is of another version of keymgrd: what cannot be read is negotiated anew", "records", other)
 	}
 	if len(machines) != 0 || failed != 0 {
 		e.cfg.Log.Info("state restored", "ike_sas", e.stats.restored.Load(), "sas", len(sas), "failed", failed)
@@ -93,7 +107,7 @@ func (e *Engine) parseKey(key string) (uint64, *node, error) {
 	return v, e.node(name), nil
 }
 
-func (e *Engine) restoreMachine(n *node, b []byte) (err error) {
+func (e *Engine) restoreMachine(n *node, b []byte, unreadable set[ipsec.SAID]) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the machine failed inside: %v", p)
@@ -108,6 +122,13 @@ func (e *Engine) restoreMachine(n *node, b []byte) (err error) {
 		machine: m, spi: info.LocalSPI, peer: info.Peer, established: true, unproven: info.Unproven(), restored: true, saved: true}
 	if c.spi == 0 || e.index.find(c.spi) != nil {
 		return fmt.Errorf("IKE SPI %016x is there twice", c.spi)
+	}
+	for _, ch := range info.Children {
+		for _, id := range []ipsec.SAID{ch.In, ch.Out} {
+			if _, gone := unreadable[id]; gone {
+				return fmt.Errorf("the record of %s, of its CHILD SA %d, cannot be read", id, ch.ID)
+			}
+		}
 	}
 	e.index.add(c.spi, c)
 	c.shard.setDeadline(c, m.Deadline())

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -51,6 +53,7 @@ type ends struct {
 	a, b *host
 
 	secret string // of quick crash detection
+	log    *slog.Logger
 }
 
 func crashSecrets(s string) []ipsec.Secret { return []ipsec.Secret{ipsec.CopySecret([]byte(s))} }
@@ -78,7 +81,10 @@ func inEnds(t *testing.T, fn func(t *testing.T, p *ends)) {
 // start starts a's key manager on what is on the disk.
 func (p *ends) start() {
 	p.pa = &process{}
-	p.ea = newEngine(p.t, func(c *engine.Config) { c.Store, c.CrashSecrets = mortal{p.disk, p.pa}, crashSecrets(p.secret) })
+	p.ea = newEngine(p.t, func(c *engine.Config) {
+		c.Store, c.CrashSecrets = mortal{p.disk, p.pa}, crashSecrets(p.secret)
+		c.Log = p.log
+	})
 	p.pa.e = p.ea
 	p.ea.SetPolicy("a", policy(p.t, "a", "192.0.2.1", "b", "192.0.2.2", 2))
 }
@@ -283,6 +289,58 @@ func TestLostStore(t *testing.T) {
 			t.Errorf("%d orphans and %d IKE SAs, want 0 and 1", s.Orphans, s.Established)
 		}
 	})
+}
+
+// Records of another version of this program are not misread: what they were of is
+// negotiated anew, traffic goes on meanwhile, a peer that asks is told by its token that
+// the IKE SA is lost, and one line of the log says why.
+func TestStoreOfAnotherVersion(t *testing.T) {
+	for _, kinds := range []string{"m", "s", "ms"} {
+		inEnds(t, func(t *testing.T, p *ends) {
+			p.a.acquire(1)
+			p.after(time.Second)
+			before := p.agree()
+			p.kill()
+			var changed []store.Change
+			if err := p.disk.Load(func(key string, b []byte) error {
+				if strings.Contains(kinds, key[:1]) {
+					b[0]++
+					changed = append(changed, store.Change{Key: key, Value: b})
+				}
+				return nil
+			}); err != nil || len(changed) != map[string]int{"m": 1, "s": 2, "ms": 3}[kinds] {
+				t.Fatalf("%d records, %v", len(changed), err)
+			}
+			if err := p.disk.Commit(changed); err != nil {
+				t.Fatal(err)
+			}
+			var log strings.Builder
+			p.log = slog.New(slog.NewTextHandler(&syncWriter{w: &log}, nil))
+			p.start()
+			p.a.attach(p.ea)
+			p.after(time.Millisecond)
+			if s := p.ea.Stats(); s.Orphans != 2 || s.Restored != 0 {
+				t.Errorf("%s: %d orphans and %d IKE SAs restored, want 2 and 0", kinds, s.Orphans, s.Restored)
+			}
+			p.mustForward()
+			if n := strings.Count(log.String(), "another version of keymgrd"); n != 1 {
+				t.Errorf("%s: the log says it %d times, want once:\n%s", kinds, n, log.String())
+			}
+			p.must(p.eb.Rekey(t.Context(), engine.Filter{Rule: "rule-0"}))
+			p.after(3 * time.Second)
+			if s := p.eb.Stats(); s.Failures["PEER_LOST_STATE"] != 1 {
+				t.Errorf("%s: failures %v, want one of PEER_LOST_STATE", kinds, s.Failures)
+			}
+			p.after(5 * time.Minute)
+			if got := p.agree(); len(got) != 2 || slices.Equal(got, before) {
+				t.Errorf("%s: SAs %v, want fresh ones instead of %v", kinds, got, before)
+			}
+			p.mustForward()
+			if s := p.ea.Stats(); s.Orphans != 0 {
+				t.Errorf("%s: %d orphans, want none", kinds, s.Orphans)
+			}
+		})
+	}
 }
 
 // Both ends of the link have died: nobody knows how far the worker got in its lease.
