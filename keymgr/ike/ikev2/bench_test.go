@@ -2,6 +2,7 @@ package ikev2_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"net/netip"
 	"testing"
 	"time"
@@ -16,6 +17,16 @@ import (
 // responder's share apart as responder-ns/op. It rests as in the engine.
 func BenchmarkHandshake(b *testing.B) {
 	_, web, db := iketest.Pair(b, 1, nil)
+	handshakes(b, web, db)
+}
+
+// BenchmarkHandshakeMODP2048 is the same with a slow key exchange, which the engine
+// computes on goroutines of its own. The responder's share holds that.
+func BenchmarkHandshakeMODP2048(b *testing.B) {
+	_, web, db := iketest.Pair(b, 1, func(w, d *iketest.Side) {
+		w.IKE = []string{"aes128gcm16-prfsha256-modp2048"}
+		d.IKE = w.IKE
+	})
 	handshakes(b, web, db)
 }
 
@@ -86,6 +97,10 @@ func handshakes(b *testing.B, web, db *iketest.Host) {
 				}
 			case ike.NeedPSK:
 				handle(s.at, ike.PSKs{ID: e.ID, Secrets: psk})
+			case ike.NeedKE:
+				var answer ike.KeyExchanged
+				measure(s.at, func() { answer = ikev2.PerformKE(rand.Reader, e) })
+				handle(s.at, answer)
 			case ike.Install:
 				handle(s.at, ike.Installed{ID: e.ID})
 			default:

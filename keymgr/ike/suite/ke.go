@@ -40,7 +40,7 @@ type keOps interface {
 // keep what is secret behind a pointer; see doc.go.
 type privateKey interface {
 	bytes() []byte
-	public() []byte
+	public() []byte // each call may compute it
 	// finish takes a responder's public value of the right length.
 	finish(peer []byte) (shared []byte, err error)
 }
@@ -73,8 +73,7 @@ func LookupKE(id uint16) (KEMethod, bool) {
 }
 
 // KeyPair is an initiator's half of an exchange that waits for its answer. It is
-// a value: Method and Private are all that has to be saved, and KEMethod.Restore
-// makes the rest. It serves one exchange; its owner wipes Private after it.
+// a value: Method, Public and Private are what has to be saved. It serves one exchange; its owner wipes Private after it.
 type KeyPair struct {
 	Method  uint16
 	Public  []byte // Key Exchange Data to send
@@ -89,10 +88,13 @@ func (m KEMethod) Generate(random io.Reader) (KeyPair, error) {
 	if err != nil {
 		return KeyPair{}, fmt.Errorf("key pair for key exchange method %d: %w", m.ID, err)
 	}
-	return m.pair(key), nil
+	p := m.pair(key)
+	p.Public = key.public()
+	return p, nil
 }
 
-// Restore makes the key pair of a saved private key.
+// Restore makes the key pair of a saved private key, without Public: who has the one
+// has the other, and computing it costs as much as the shared secret does.
 func (m KEMethod) Restore(private ipsec.Secret) (KeyPair, error) {
 	key, err := m.ops.parse(private.Reveal())
 	if err != nil {
@@ -102,7 +104,7 @@ func (m KEMethod) Restore(private ipsec.Secret) (KeyPair, error) {
 }
 
 func (m KEMethod) pair(key privateKey) KeyPair {
-	return KeyPair{Method: m.ID, Public: key.public(), Private: ipsec.NewSecret(key.bytes()), key: key}
+	return KeyPair{Method: m.ID, Private: ipsec.NewSecret(key.bytes()), key: key}
 }
 
 // Respond answers an initiator's public value: our Key Exchange Data, and the

@@ -47,7 +47,6 @@ func newMODP(prime string, exponent int) *modpGroup {
 type modpKey struct {
 	group *modpGroup
 	x     ipsec.Secret // the octets of KeyPair.Private, which wiping it wipes
-	y     []byte
 }
 
 // generate draws an exponent with its top bit set, which tells a live key from a
@@ -69,7 +68,7 @@ func (g *modpGroup) parse(private []byte) (privateKey, error) {
 }
 
 func (g *modpGroup) key(x []byte) *modpKey {
-	return &modpKey{group: g, x: ipsec.NewSecret(x), y: g.power(g.generator, x)}
+	return &modpKey{group: g, x: ipsec.NewSecret(x)}
 }
 
 // power takes the time that the group and the length of x ask for, whatever the
@@ -107,7 +106,7 @@ func (g *modpGroup) respond(random io.Reader, peer []byte) (public, shared []byt
 
 // bytes are the key's own octets.
 func (k *modpKey) bytes() []byte  { return k.x.Reveal() }
-func (k *modpKey) public() []byte { return k.y }
+func (k *modpKey) public() []byte { return k.group.power(k.group.generator, k.x.Reveal()) }
 
 func (k *modpKey) finish(peer []byte) ([]byte, error) {
 	x := k.x.Reveal()

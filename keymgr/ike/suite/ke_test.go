@@ -28,6 +28,7 @@ func restored(t testing.TB, id uint16, private string) KeyPair {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.Public = p.key.public()
 	return p
 }
 
@@ -120,8 +121,8 @@ func TestEveryMethodAgrees(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Equal(back.Public, pair.Public) {
-				t.Error("the restored key pair has another public value")
+			if back.Public != nil || !bytes.Equal(back.key.public(), pair.Public) {
+				t.Error("the restored key pair has another public value, or has paid for one that nobody asked for")
 			}
 			for _, p := range []KeyPair{pair, back} {
 				if s, err := p.Shared(public); err != nil || !s.Equal(shared) || s.IsZero() {

@@ -17,7 +17,6 @@ type x25519Group struct{}
 // x25519Key keeps the private key behind a pointer; see doc.go.
 type x25519Key struct {
 	private *x25519.Key
-	pub     x25519.Key
 }
 
 func (g x25519Group) generate(random io.Reader) (privateKey, error) {
@@ -35,7 +34,6 @@ func (x25519Group) parse(private []byte) (privateKey, error) {
 		return nil, fmt.Errorf("want %d octets", x25519.Size)
 	}
 	copy(k.private[:], private)
-	x25519.KeyGen(&k.pub, k.private)
 	return k, nil
 }
 
@@ -43,8 +41,13 @@ func (g x25519Group) respond(random io.Reader, peer []byte) (public, shared []by
 	return respondDH(g, random, peer)
 }
 
-func (k *x25519Key) bytes() []byte  { return bytes.Clone(k.private[:]) }
-func (k *x25519Key) public() []byte { return bytes.Clone(k.pub[:]) }
+func (k *x25519Key) bytes() []byte { return bytes.Clone(k.private[:]) }
+
+func (k *x25519Key) public() []byte {
+	pub := new(x25519.Key)
+	x25519.KeyGen(pub, k.private)
+	return pub[:]
+}
 
 // finish rejects a point of low order, which gives an all-zero secret (RFC 7748
 // §6.1). Non-canonical values are accepted (RFC 8031 §3.2).
