@@ -70,12 +70,18 @@ func (m machines) Responder(ike.Env, *ipsec.NodePolicy, []string, ike.Path) (ike
 	return nil, errors.New("nobody calls")
 }
 
+func (m machines) Wake(ike.Env, *ipsec.NodePolicy, []string, []byte) (ike.Machine, error) {
+	return nil, errors.New("nothing rests")
+}
+
 func (m machines) Restore(ike.Env, []byte) (ike.Machine, error) {
 	return nil, errors.New("nothing was saved")
 }
 
 func (s *script) Deadline() time.Time { return time.Time{} }
 func (s *script) Info() ike.Info      { return s.info }
+
+func (s *script) Rest(dst []byte) ([]byte, bool) { return dst, false }
 
 func (s *script) Save(dst []byte) ([]byte, bool) { return dst, false }
 
