@@ -30,7 +30,7 @@
 // # Machines
 //
 // A node may be a virtual machine (Lab.Machine) with Debian's kernel, which has ESP and
-// AH whatever the host's has. `make deps` unpacks that kernel into out/vm. Programs run
+// AH whatever the host's has. `make interop-vm` unpacks that kernel into out/vm. Programs run
 // in it, through program guest; the test's own sockets do not (Node.Do, Node.Transfer).
 //
 // # Limitations

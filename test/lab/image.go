@@ -77,7 +77,7 @@ func makeImage(init, kernel string) ([]byte, error) {
 			}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w; `make deps` installs it", err)
+			return nil, fmt.Errorf("%w; `scripts/deps machines` installs it", err)
 		}
 		found = append(found, path)
 	}
@@ -146,7 +146,7 @@ func (i image) modules(kernel string) error {
 		return err
 	}
 	if len(dirs) != 1 {
-		return fmt.Errorf("%d kernels in %s, want one; remove the folder and run `make deps`", len(dirs), kernel)
+		return fmt.Errorf("%d kernels in %s, want one; remove the folder and run `scripts/deps machines`", len(dirs), kernel)
 	}
 	needs := map[string][]string{}
 	table, err := os.ReadFile(filepath.Join(dirs[0], "modules.dep"))

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -41,13 +40,7 @@ func (l *Lab) Machine(name string) *Node {
 	if os.Getenv("TESTUDO_MACHINES") == "" {
 		t.Skip("lab: an emulated processor wants the machine to itself; make interop-vm runs this")
 	}
-	if runtime.GOARCH != "amd64" {
-		t.Skipf("lab: no kernel for virtual machines on %s", runtime.GOARCH)
-	}
 	boot, err := machineParts(repository(t))
-	if errors.Is(err, errNoKernel) {
-		t.Skip("lab:", err)
-	}
 	l.must(err)
 
 	n := l.namespace(name)
@@ -86,7 +79,7 @@ func tap(i int) string { return fmt.Sprintf("tap%d", i) }
 type bootParts struct{ kernel, guest, image string }
 
 // machineParts makes them once in a test binary's life, in the folder where `make
-// deps` has unpacked the kernel.
+// interop-vm` has unpacked the kernel.
 func machineParts(root string) (bootParts, error) {
 	parts.Lock()
 	defer parts.Unlock()
@@ -96,7 +89,7 @@ func machineParts(root string) (bootParts, error) {
 	dir := filepath.Join(root, "out", "vm")
 	p := bootParts{kernel: filepath.Join(dir, "kernel"), guest: filepath.Join(dir, "guest"), image: filepath.Join(dir, "image")}
 	if _, err := os.Stat(p.kernel); err != nil {
-		return p, fmt.Errorf("%w: %w; `make deps` puts it there", errNoKernel, err)
+		return p, fmt.Errorf("no kernel for virtual machines: %w; want the one that `scripts/deps machines` unpacks", err)
 	}
 	build := exec.Command("go", "build", "-trimpath", "-o", p.guest, "./test/lab/guest")
 	build.Dir = root
@@ -120,8 +113,6 @@ func machineParts(root string) (bootParts, error) {
 	parts.made = p
 	return p, nil
 }
-
-var errNoKernel = errors.New("no kernel for virtual machines")
 
 var parts struct {
 	sync.Mutex
