@@ -127,10 +127,11 @@ func (m *Machine) proposeWithin(part *ipsec.Selector, rule string, packet *ipsec
 		return nil, fmt.Errorf("rule %q has no ESP or AH proposal", rule)
 	}
 	if part != nil {
-		if r.Selector, ok = r.Selector.Intersect(*part); !ok {
+		both, ok := r.Selector.Intersect(*part)
+		if !ok {
 			return nil, fmt.Errorf("rule %q has the selector %s now, which does not hold %s any more", rule, r.Selector, part)
 		}
-		packet = nil
+		r.Selector, packet = both, nil
 	}
 	if n.local, n.remote, ok = m.sides(r, packet); !ok {
 		return nil, fmt.Errorf("rule %q wants transport mode, but its selector %s does not hold both ends %s and %s", rule, r.Selector, m.path.Local.Addr(), m.path.Remote.Addr())
