@@ -124,10 +124,11 @@ func unreachable(err error, address string, role rpc.Role) error {
 	if err == nil || !ok || s.Code() != codes.Unavailable {
 		return err
 	}
-	why := s.Message()
-	for _, around := range []string{`connection error: desc = "`, "transport: ", "Error while dialing: "} {
-		why = strings.TrimPrefix(why, around)
+	why, away := strings.CutPrefix(s.Message(), `connection error: desc = "transport: `)
+	if !away {
+		return err // it did answer
 	}
+	why = strings.TrimPrefix(why, "Error while dialing: ")
 	program, flag, variable := "policyd", "policyd", "TESTUDO_POLICYD"
 	switch role {
 	case rpc.RoleKeymgrd:

@@ -5,6 +5,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/testudo-ipsec/testudo/services/internal/rpc"
 )
 
 // What an operator gets wrong is answered with what was got, what was wanted, and
@@ -38,5 +43,13 @@ func TestMistakesAreAnswered(t *testing.T) {
 		if !strings.Contains(got, want) || strings.Contains(got, "rpc error") || strings.Contains(got, "desc =") {
 			t.Errorf("testudo %s:\ngot  %s\nwant %s", command, got, want)
 		}
+	}
+}
+
+// A service that answers that something behind it is away is there itself.
+func TestWhatAServiceSaysIsKept(t *testing.T) {
+	said := status.Error(codes.Unavailable, "the change was not stored: etcd is away")
+	if got := message(unreachable(said, "unix:///x", rpc.RolePolicyd)); got != "the change was not stored: etcd is away" {
+		t.Errorf("got %q", got)
 	}
 }
