@@ -112,10 +112,8 @@ func (n *node) initRequest(path ike.Path, h wire.Header, data []byte) (why strin
 	if old := e.half.add(c); old != c {
 		return old.datagram(path, data)
 	}
-	n.addCell(c, policy)
-	if why := c.datagram(path, data); why != "" {
+	if why := n.addCell(c, policy, path, data); why != "" {
 		e.half.remove(c)
-		n.dropCell(c)
 		return why
 	}
 	return ""

@@ -174,9 +174,18 @@ func (s *syncWriter) Write(p []byte) (int, error) {
 }
 
 func TestAFullInboxDropsDatagramsAndNothingElse(t *testing.T) {
+	for _, mobile := range []bool{false, true} {
+		aFullInbox(t, mobile)
+	}
+}
+
+// aFullInbox is with or without machines that want to know the node's addresses.
+func aFullInbox(t *testing.T, mobile bool) {
 	gate, entered := make(chan struct{}), make(chan struct{}, 1)
 	answers := 0
+	machines := make(map[*script]bool)
 	handle := func(m *script, ev ike.Event) []ike.Effect {
+		machines[m] = true
 		switch ev.(type) {
 		case ike.Datagram:
 			select {
@@ -192,6 +201,9 @@ func TestAFullInboxDropsDatagramsAndNothingElse(t *testing.T) {
 		return nil
 	}
 	hostile(t, func(c *engine.Config) { c.Inbox, c.HalfOpenPrefixCookie = 10, 1000 }, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		pol := policy(t, "a", "192.0.2.1", "b", "192.0.2.2", 1)
+		pol.Peers[0].Remote, pol.Peers[0].Mobike = nil, mobile
+		e.SetPolicy("a", pol)
 		h.report(request("198.51.100.1", initRequest(1)))
 		<-entered // the shard is busy now
 		for spi := range uint64(100) {
@@ -204,6 +216,13 @@ func TestAFullInboxDropsDatagramsAndNothingElse(t *testing.T) {
 		h.lab.after(time.Second)
 		if answers != 11 {
 			t.Errorf("%d answers, want one for each of the 11 machines", answers)
+		}
+		if len(machines) != 11 {
+			t.Errorf("MOBIKE %t: %d machines were made, want 11", mobile, len(machines))
+		}
+		h.lab.after(2 * time.Minute)
+		if s := e.Stats(); s.Machines != 0 || s.HalfOpen != 0 {
+			t.Errorf("MOBIKE %t: %d machines and %d half-open ones in the end, want none", mobile, s.Machines, s.HalfOpen)
 		}
 	})
 }

@@ -123,23 +123,22 @@ func (n *node) peer(name string) *peer {
 	return p
 }
 
-// addCell takes in a responder that was made with a policy.
-func (n *node) addCell(c *cell, policy *ipsec.NodePolicy) {
+// addCell takes in a responder that was made with a policy, when there is room for the
+// request that it was made for. It hears of nothing else before.
+func (n *node) addCell(c *cell, policy *ipsec.NodePolicy, path ike.Path, request []byte) (why string) {
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.e.stats.machines.Add(1)
+	if why := c.datagram(path, request); why != "" {
+		n.e.stats.machines.Add(-1)
+		return why
+	}
 	n.cells[c] = true
 	n.tellAddresses(c)
 	if n.policy != policy {
 		c.post(ike.PolicyChanged{Policy: n.policy}) // it changed meanwhile
 	}
-	n.mu.Unlock()
-	n.e.stats.machines.Add(1)
-}
-
-func (n *node) dropCell(c *cell) {
-	n.mu.Lock()
-	delete(n.cells, c)
-	n.mu.Unlock()
-	n.e.stats.machines.Add(-1)
+	return ""
 }
 
 func (n *node) heirOf(c *cell) *cell {
