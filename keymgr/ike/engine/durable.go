@@ -277,9 +277,12 @@ func (x epoch) octets() []byte {
 }
 
 func parseEpoch(b []byte) (epoch, error) {
-	if len(b) != 24 {
-		return epoch{}, fmt.Errorf("the record of SA numbers has %d octets, want 24", len(b))
-	}
 	at := func(i int) ipsec.SAID { return ipsec.SAID(binary.BigEndian.Uint64(b[i:])) }
-	return epoch{at(0), at(8), at(16)}, nil
+	switch len(b) {
+	case 24:
+		return epoch{at(0), at(8), at(16)}, nil
+	case 16: // of a program that reserved none
+		return epoch{at(0), at(8), at(8)}, nil
+	}
+	return epoch{}, fmt.Errorf("the record of SA numbers has %d octets, want 24", len(b))
 }

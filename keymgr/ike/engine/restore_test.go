@@ -343,6 +343,35 @@ func TestStoreOfAnotherVersion(t *testing.T) {
 	}
 }
 
+// The record of SA numbers was shorter before numbers were reserved: all is resumed.
+func TestSANumbersOfAnOlderVersion(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.a.acquire(1)
+		p.after(time.Second)
+		before := p.agree()
+		p.kill()
+		var old []byte
+		if err := p.disk.Load(func(key string, b []byte) error {
+			if key == "e" {
+				old = b[:16]
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.disk.Commit([]store.Change{{Key: "e", Value: old}}); err != nil {
+			t.Fatal(err)
+		}
+		p.start()
+		p.a.attach(p.ea)
+		p.after(time.Second)
+		if after := p.agree(); !slices.Equal(after, before) {
+			t.Errorf("SAs %v, want %v", after, before)
+		}
+		p.mustForward()
+	})
+}
+
 // Both ends of the link have died: nobody knows how far the worker got in its lease.
 // The CHILD SA is rekeyed under the IKE SA, which resumes.
 func TestKeyManagerAndWorkerDie(t *testing.T) {
