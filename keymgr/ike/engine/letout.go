@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"errors"
 	"hash/maphash"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -190,6 +191,10 @@ func (n *node) stage(g push.Group[*errand]) {
 			n.changing--
 		}
 		switch {
+		case !n.wants(g):
+			if g.Owner.cell != nil {
+				n.fail(g.Owner, errors.New("it was removed before it was installed"))
+			}
 		case n.session == s && s != nil:
 			n.queue.Add(g)
 		case g.Owner.cell == nil: // the next Attach finds the difference
@@ -204,6 +209,20 @@ func (n *node) stage(g push.Group[*errand]) {
 		return
 	}
 	d.submitMany(n.records(), func() { n.deliver([]func(){out}) })
+}
+
+// wants reports that no SA of a group was removed while it waited for the disk: what
+// was prepared is let out on the machine's shard, and a removal that was submitted
+// behind it, at once.
+func (n *node) wants(g push.Group[*errand]) bool {
+	for _, op := range g.Ops {
+		if in, ok := op.(push.Install); ok {
+			if _, ok := n.sadb.SA(in.SA.ID); !ok {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // mayPrecede reports a group that the worker may have before it is written: inbound

@@ -440,6 +440,28 @@ func TestASetUpWaitsForTheDiskOnce(t *testing.T) {
 	})
 }
 
+// A responder that runs out of time while the disk is slow leaves nothing at the worker:
+// what it was about to install does not come behind its own removal.
+func TestGivenUpWhileTheDiskIsSlow(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.after(time.Second)
+		var once atomic.Bool
+		p.disk.Before = func([]store.Change) error {
+			if !once.Swap(true) {
+				time.Sleep(90 * time.Second)
+			}
+			return nil
+		}
+		p.a.attach(p.ea) // which is written, and keeps the disk busy
+		p.after(200 * time.Millisecond)
+		p.b.acquire(1)
+		p.after(10 * time.Minute)
+		if w := p.ea.Workers()[0]; w.Desired != len(p.a.sas) || w.Installed != w.Desired {
+			t.Errorf("the worker has %d SAs, of which %d are wanted", len(p.a.sas), w.Desired)
+		}
+	})
+}
+
 // A new inbound SA may be in a worker before the disk knows of it. A key manager that
 // is killed then has the worker take it out, and the peer's request is served anew.
 func TestKilledBeforeAnInboundSAIsWritten(t *testing.T) {
