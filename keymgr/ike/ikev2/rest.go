@@ -25,10 +25,12 @@ func (m *Machine) Rest(dst []byte) ([]byte, bool) {
 		return dst, false
 	}
 	c := archive.Writer(dst)
-	m.archiveResting(c)
+	if m.archiveResting(c); c.Err() != nil {
+		return c.Octets(), false // more addresses than Wake reads, for one
+	}
 	m.keys.Wipe()
 	m.first.wipe()
-	return c.Octets(), c.Err() == nil
+	return c.Octets(), true
 }
 
 // Wake makes the machine of what Rest has left. The policy and the candidates are

@@ -248,3 +248,15 @@ func TestRefusalIsRepeatedAfterRest(t *testing.T) {
 		t.Errorf("the refusal was %x, and repeated it is %x", sent, again)
 	}
 }
+
+// One that has more than rests is not spent: it goes on as it is.
+func TestWhatDoesNotRestIsNotSpent(t *testing.T) {
+	m, _ := halfOpen(t, "aes256gcm16-prfsha256-x25519")
+	m.Handle(m.now, ike.Addresses{Local: make([]netip.Addr, maxChildren+1)})
+	if _, ok := m.Rest(nil); ok {
+		t.Fatal("it rests, with more addresses than Wake reads")
+	}
+	if m.first.skeyseed.Equal(ipsec.NewSecret(make([]byte, 32))) {
+		t.Error("SKEYSEED is gone")
+	}
+}
