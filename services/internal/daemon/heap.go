@@ -18,7 +18,7 @@ func floorHeap() {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
-	setPercent(liveHeap())
+	setPercent()
 	again()
 }
 
@@ -26,25 +26,30 @@ func floorHeap() {
 func again() {
 	x := new([16]byte)
 	runtime.AddCleanup(x, func(struct{}) {
-		setPercent(liveHeap())
+		setPercent()
 		again()
 	}, struct{}{})
 }
 
-// liveHeap is what the last collection left.
-func liveHeap() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+// setPercent makes the next collection begin at heapFloor or at twice what is live.
+func setPercent() { debug.SetGCPercent(percent(lastCollection())) }
+
+// lastCollection is what the last collection left of the heap, and what it went through
+// beside: stacks and globals.
+func lastCollection() (live, beside uint64) {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
 	metrics.Read(s)
-	if s[0].Value.Kind() != metrics.KindUint64 {
-		return heapFloor
+	for _, x := range s {
+		if x.Value.Kind() != metrics.KindUint64 {
+			return heapFloor, 0
+		}
 	}
-	return s[0].Value.Uint64()
+	return s[0].Value.Uint64(), s[1].Value.Uint64() + s[2].Value.Uint64()
 }
 
-// setPercent makes the next collection begin at heapFloor or at twice what is live.
-func setPercent(live uint64) { debug.SetGCPercent(percent(live)) }
-
-func percent(live uint64) int {
+// percent is for a runtime that lets the heap grow by so much of all that it went
+// through (runtime/debug.SetGCPercent).
+func percent(live, beside uint64) int {
 	live = max(live, 1<<20)
-	return int(max(heapFloor*100/live, 200)) - 100
+	return int(max((heapFloor-min(live, heapFloor))*100/(live+beside), 100))
 }

@@ -3,21 +3,51 @@ package daemon
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
+	"sync"
 	"testing"
 	"time"
 )
 
 func TestGarbageIsCollectedAtTheFloorOrAtTwiceWhatIsLive(t *testing.T) {
 	for _, x := range []struct {
-		live uint64
-		want int
+		live, beside uint64
+		want         int
 	}{
-		{0, 3100}, {1 << 20, 3100}, {4 << 20, 700}, {16 << 20, 100}, {64 << 20, 100}, {1 << 40, 100},
+		{0, 0, 3100}, {1 << 20, 0, 3100}, {4 << 20, 0, 700}, {16 << 20, 0, 100}, {64 << 20, 0, 100}, {1 << 40, 0, 100},
+		{1 << 20, 1 << 20, 1550}, {4 << 20, 10 << 20, 200}, {4 << 20, 64 << 20, 100},
 	} {
-		if got := percent(x.live); got != x.want {
-			t.Errorf("with %d octets live: GOGC is %d, want %d", x.live, got, x.want)
+		if got := percent(x.live, x.beside); got != x.want {
+			t.Errorf("with %d octets live and %d beside: GOGC is %d, want %d", x.live, x.beside, got, x.want)
 		}
 	}
+}
+
+// Stacks count for the runtime, and do not move the floor.
+func TestManyStacksDoNotMoveTheFloor(t *testing.T) {
+	t.Setenv("GOGC", "")
+	old := debug.SetGCPercent(100)
+	t.Cleanup(func() { debug.SetGCPercent(old) })
+	var group sync.WaitGroup
+	stop := make(chan struct{})
+	for range 1000 {
+		group.Go(func() {
+			var b [4000]byte
+			<-stop
+			runtime.KeepAlive(&b)
+		})
+	}
+	defer group.Wait()
+	defer close(stop)
+	floorHeap()
+	goal := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		runtime.GC()
+		if metrics.Read(goal); goal[0].Value.Uint64() > heapFloor*9/10 && goal[0].Value.Uint64() < heapFloor*11/10 {
+			return
+		}
+	}
+	t.Errorf("the next collection begins at %d octets, want about %d", goal[0].Value.Uint64(), heapFloor)
 }
 
 var kept []byte
