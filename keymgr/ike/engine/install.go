@@ -16,12 +16,12 @@ type errand struct {
 	cell  *cell
 	id    uint64       // of the effect
 	sas   []ipsec.SAID // of the effect
-	fresh []ipsec.SAID // of these, not desired before
+	known bool         // one of these was desired before
 	mend  ipsec.SAID   // housekeeping: reinstalled or granted a lease
 }
 
 // allFresh reports one whose SAs the worker has never had.
-func (x *errand) allFresh() bool { return x.cell != nil && len(x.fresh) == len(x.sas) }
+func (x *errand) allFresh() bool { return x.cell != nil && !x.known }
 
 func (x *errand) answer(err error) { x.cell.post(ike.Installed{ID: x.id, Err: err}) }
 
@@ -98,25 +98,26 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 	if !n.cells[c] {
 		return // the machine is gone meanwhile
 	}
+	for _, sa := range sas {
+		x.sas = append(x.sas, sa.ID)
+	}
 	if err := n.mayInstall(c, sas); err != nil {
-		x.answer(err)
+		n.fail(x, err)
 		return
 	}
 	if n.session == nil && now.Sub(n.since) >= n.e.cfg.Detached {
-		x.answer(fmt.Errorf("no worker is attached for node %q", n.name))
+		n.fail(x, fmt.Errorf("no worker is attached for node %q", n.name))
 		return
 	}
 	ops := make([]push.Op, 0, len(sas))
 	for _, sa := range sas {
-		_, known := n.sadb.SA(sa.ID)
+		if _, ok := n.sadb.SA(sa.ID); ok {
+			x.known = true
+		}
 		op, err := n.sadb.Put(now, sa)
 		if err != nil {
 			n.fail(x, err)
 			return
-		}
-		x.sas = append(x.sas, sa.ID)
-		if !known {
-			x.fresh = append(x.fresh, sa.ID)
 		}
 		n.own(c, sa.ID)
 		ops = append(ops, op)
@@ -133,15 +134,10 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 	}
 }
 
-// fail undoes an Install effect and answers it.
+// fail undoes an Install effect and answers it: the machine does not remove what it was
+// told is not there. An earlier link may have brought it to the worker.
 func (n *node) fail(x *errand, err error) {
-	for _, id := range x.sas {
-		n.sadb.Settle(id, false)
-	}
-	for _, id := range x.fresh {
-		n.disown(id)
-		n.sadb.Delete(id)
-	}
+	n.remove(x.sas)
 	x.answer(err)
 }
 

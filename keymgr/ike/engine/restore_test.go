@@ -393,6 +393,35 @@ func TestKeyManagerAndWorkerDie(t *testing.T) {
 	})
 }
 
+// An outbound SA was written, and the worker's answer to it was not, when both ends of
+// the link died: there is no lease for it any more, and nothing is left of it.
+func TestAnOutboundSAThatCannotBeAskedForAgain(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.after(time.Second)
+		pa := p.pa
+		p.disk.Before = func(batch []store.Change) error {
+			if slices.ContainsFunc(batch, func(c store.Change) bool { return strings.HasPrefix(c.Key, "m/") }) {
+				pa.dead.Store(true) // this is the last that reaches the disk
+			}
+			return nil
+		}
+		p.b.acquire(1)
+		p.after(time.Second)
+		p.kill()
+		p.a.do(func() { p.a.incarnation++; clear(p.a.sas) })
+		p.start()
+		p.a.attach(p.ea)
+		p.after(time.Minute)
+		if s := p.ea.Stats(); s.Restored != 1 {
+			t.Errorf("%d IKE SAs were restored, want 1", s.Restored)
+		}
+		if w := p.ea.Workers()[0]; w.Desired != len(p.a.sas) || w.Installed != w.Desired {
+			t.Errorf("the worker has %d SAs, of which %d are wanted", len(p.a.sas), w.Desired)
+		}
+		p.agree()
+	})
+}
+
 // A disk that is slow or full delays exchanges of established IKE SAs, and that is all:
 // nothing is sent that is not written, handshakes go on, and all of it catches up.
 func TestSlowAndFullDisk(t *testing.T) {
