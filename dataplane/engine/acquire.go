@@ -53,7 +53,12 @@ type acquire struct {
 	born    time.Time
 	failed  time.Time // zero while it is under way
 	clear   time.Time // until when the rule falls back to clear
-	waiting []netio.Packet
+	waiting []waiter
+}
+
+type waiter struct {
+	netio.Packet
+	relayed bool
 }
 
 func (a *acquires) init(e *Engine) {
@@ -67,7 +72,7 @@ func (a *acquires) init(e *Engine) {
 // and another reason for one that is dropped. stale says that the decision to
 // come here was made on a state that is no longer current (the SA may have been
 // installed, and the queue drained): nothing was done, decide again.
-func (a *acquires) add(stamp uint64, rule *ipsec.Rule, flow ipsec.Flow, data []byte, o netio.Offload) (why packet.Why, stale bool) {
+func (a *acquires) add(stamp uint64, rule *ipsec.Rule, flow ipsec.Flow, p waiter) (why packet.Why, stale bool) {
 	key := acquireKey{rule.Name, flow}
 	key.flow.LocalPort, key.flow.RemotePort, key.flow.Protocol = 0, 0, 0
 	now := a.e.cfg.Now()
@@ -100,11 +105,12 @@ func (a *acquires) add(stamp uint64, rule *ipsec.Rule, flow ipsec.Flow, data []b
 	if len(q.waiting) == maxWaitEach {
 		a.dropOldest(q)
 	}
-	for (a.queued >= maxWaitAll || a.octets+len(data) > maxWaitOctets) && a.makeRoom() {
+	for (a.queued >= maxWaitAll || a.octets+len(p.Data) > maxWaitOctets) && a.makeRoom() {
 	}
-	q.waiting = append(q.waiting, netio.Packet{Data: bytes.Clone(data), Offload: o})
+	p.Data = bytes.Clone(p.Data)
+	q.waiting = append(q.waiting, p)
 	a.queued++
-	a.octets += len(data)
+	a.octets += len(p.Data)
 	a.counts.add(packet.WhyAcquiring, 1)
 	return packet.WhyAcquiring, false
 }
@@ -150,10 +156,10 @@ func (a *acquires) unlink(q *acquire) {
 }
 
 // take removes the acquires of a rule and returns what waited for them.
-func (a *acquires) take(rule string) []netio.Packet {
+func (a *acquires) take(rule string) []waiter {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var out []netio.Packet
+	var out []waiter
 	for i := 0; i < len(a.oldest); {
 		q := a.oldest[i]
 		if q.key.rule != rule {
@@ -167,7 +173,7 @@ func (a *acquires) take(rule string) []netio.Packet {
 }
 
 // fail marks an acquire as failed and returns what waited.
-func (a *acquires) fail(id uint64) (rule string, waiting []netio.Packet, ok bool) {
+func (a *acquires) fail(id uint64) (rule string, waiting []waiter, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.byID[id]

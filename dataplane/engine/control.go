@@ -268,15 +268,21 @@ func (e *Engine) culprit(ops []backend.Op, cause error) error {
 // drain sends what waited for an SA of a rule. What the new SA does not cover
 // waits again. The caller holds mu.
 func (e *Engine) drain(rule string) {
-	waiting := e.acquires.take(rule)
-	if len(waiting) == 0 {
-		return
+	if waiting := e.acquires.take(rule); len(waiting) > 0 {
+		e.resume(waiting)
 	}
-	e.ctl.begin()
+}
+
+// resume decides anew about what has waited. The caller holds mu.
+func (e *Engine) resume(waiting []waiter) {
+	w := e.ctl
+	defer e.panicked(&w.counts, w.forget)
+	w.begin()
 	for i := range waiting {
-		e.ctl.packet(waiting[i].Data, waiting[i].Offload)
+		w.relay = waiting[i].relayed
+		w.packet(waiting[i].Data, waiting[i].Offload)
 	}
-	e.ctl.flush()
+	w.flush()
 }
 
 // AcquireFailed implements backend.Backend.
@@ -291,9 +297,5 @@ func (e *Engine) AcquireFailed(id uint64, _ string) {
 		e.acquires.counts.add(packet.WhyAcquireFail, uint64(len(waiting)))
 		return
 	}
-	e.ctl.begin()
-	for i := range waiting {
-		e.ctl.packet(waiting[i].Data, waiting[i].Offload)
-	}
-	e.ctl.flush()
+	e.resume(waiting)
 }

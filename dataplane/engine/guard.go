@@ -35,8 +35,10 @@ func (w *inWorker) forget() {
 	w.in, w.n = nil, 0
 	w.gro.forget()
 	if w.relaying != nil {
+		w.holdRelay()
 		w.relaying.forget()
-		w.endRelay()
+		w.releaseRelay()
+		w.relaying = nil
 	}
 }
 
@@ -55,5 +57,5 @@ func (w *outWorker) forget() {
 		q := &w.queue[i]
 		q.msgs, q.path, q.end, q.count = q.msgs[:0], nil, 0, 0
 	}
-	w.used = 0
+	w.used, w.whole = 0, false
 }

@@ -78,6 +78,27 @@ func TestAPanicCostsABatch(t *testing.T) {
 	}
 }
 
+// So does one in what has waited for an SA, which the control side sends.
+func TestAPanicCostsWhatHasWaited(t *testing.T) {
+	a, b := twoHosts(t, false)
+	for _, h := range []*host{a, b} {
+		h.policy(t, ipsec.ModeTransport, single(h.addr), single(map[*host]*host{a: b, b: a}[h].addr))
+	}
+	src, dst := netip.AddrPortFrom(a.addr, 1), netip.AddrPortFrom(b.addr, 2)
+	a.tun.ToEngine <- netio.Packet{Data: udp(src, dst, []byte("lost"))}
+	waitFor(t, func() bool { return a.why(packet.WhyAcquiring) == 1 })
+	a.ctl.senders[0] = &faulty{Sender: a.ctl.senders[0]}
+	a.ctl.whole = true // as while a packet made of fragments is sealed
+	join(t, saSpec{mode: ipsec.ModeTransport, encap: true, suite: "aes128gcm16"}, a, b, single(a.addr), single(b.addr))
+	if count(a, packet.WhyPanic) != 1 || a.ctl.whole {
+		t.Errorf("%d panics counted, what comes after is whole: %v; want one, and no", count(a, packet.WhyPanic), a.ctl.whole)
+	}
+	a.tun.ToEngine <- netio.Packet{Data: udp(src, dst, []byte("first"))}
+	if got, h := b.arrived(t); string(got.Data[h.Upper+8:]) != "first" {
+		t.Errorf("got %q, want %q", got.Data[h.Upper+8:], "first")
+	}
+}
+
 func count(h *host, why packet.Why) uint64 {
 	for _, w := range h.Counters().Whys {
 		if w.Why == why.String() {

@@ -44,7 +44,8 @@ type inWorker struct {
 
 	fragments reassembler
 	pieces    fragmenter
-	relaying  *outWorker // held for the batch at hand
+	relaying  *outWorker // has what was relayed in the batch at hand
+	holding   bool       // its lock
 
 	counts counts
 }
@@ -201,6 +202,7 @@ func (w *inWorker) open() {
 	}
 	// What the coalescer holds lies in heads and jobs.
 	w.gro.flush()
+	w.releaseRelay()
 	w.in, w.n = nil, 0
 }
 

@@ -44,7 +44,7 @@ type outWorker struct {
 	e       *Engine
 	id      int  // of its TUN queue
 	slot    int  // of the worker's sealer in every outSA
-	relay   bool // it sends on what came in SAs
+	relay   bool // it sends on what came in SAs: never in clear, even where policy permits it meanwhile
 	mu      sync.Mutex
 	cache   *spd.Cache[route]
 	senders []netio.Sender
@@ -219,7 +219,7 @@ func (w *outWorker) suits(o *outSA) int {
 
 // acquire lets a packet wait for an SA.
 func (w *outWorker) acquire(s *state, r *route, b []byte, h *packet.Header, o netio.Offload) {
-	why, stale := w.e.acquires.add(s.stamp, &s.table.Rules[r.verdict.Rule], h.Flow(b, ipsec.Outbound), b, o)
+	why, stale := w.e.acquires.add(s.stamp, &s.table.Rules[r.verdict.Rule], h.Flow(b, ipsec.Outbound), waiter{netio.Packet{Data: b, Offload: o}, w.relay})
 	switch {
 	case stale:
 		w.packet(b, o)
@@ -418,7 +418,7 @@ func (w *outWorker) inClear(b []byte, h *packet.Header, o *netio.Offload) {
 		i = 1
 	}
 	t, why := newTrain(b, h, o, w.head[:])
-	if why == packet.WhyOK && w.clear[i] == nil {
+	if why == packet.WhyOK && (w.clear[i] == nil || w.relay) {
 		why = packet.WhyUnsupported
 	}
 	if why != packet.WhyOK {

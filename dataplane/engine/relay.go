@@ -59,7 +59,6 @@ func (e *Engine) relaying(p *ipsec.NodePolicy) *relays {
 	for i := len(e.relayw); i < len(e.cfg.Tun); i++ {
 		w := newOutWorker(e, i, e.cfg.Tun[i])
 		w.slot = len(e.outw) + 1 + i
-		w.clear = [2]netio.Sender{} // not even where policy permits it meanwhile
 		w.relay = true
 		e.relayw = append(e.relayw, w)
 	}
@@ -73,31 +72,51 @@ func (e *Engine) relaying(p *ipsec.NodePolicy) *relays {
 
 // relayed sends on a packet that came in an SA, and reports whether it has taken it.
 func (w *inWorker) relayed(s *state, in *inSA, p *arrival) bool {
-	r := w.relaying
-	if r == nil {
-		r = s.relays.workers[w.sock.Queue%len(s.relays.workers)]
-		r.mu.Lock() // until the batch ends: sockets of one queue share it
-		r.begin()
-		w.relaying = r
+	if w.relaying == nil {
+		w.relaying = s.relays.workers[w.sock.Queue%len(s.relays.workers)]
 	}
+	w.holdRelay()
+	r := w.relaying
 	// What was made whole on the way cannot be cut by its source (see fragment.go).
 	r.whole = p.h.Version == 6 && p.h.Length > int(w.e.mtu.Load())
 	return r.take(s, in.SA().Peer, p)
 }
 
+// holdRelay takes the worker that relays, which the sockets of one queue share, until
+// the burst ends. No other SA is locked meanwhile: another socket may have it, and wait
+// here.
+func (w *inWorker) holdRelay() {
+	if !w.holding {
+		w.relaying.mu.Lock()
+		w.holding = true
+		w.relaying.begin()
+	}
+}
+
+func (w *inWorker) releaseRelay() {
+	if w.holding {
+		w.holding = false
+		w.relaying.whole = false
+		w.relaying.mu.Unlock()
+	}
+}
+
 // endRelay sends what was relayed in a batch.
 func (w *inWorker) endRelay() {
-	if r := w.relaying; r != nil {
+	if w.relaying != nil {
+		w.holdRelay()
+		w.relaying.flush()
+		w.releaseRelay()
 		w.relaying = nil
-		r.whole = false
-		r.flush()
-		r.mu.Unlock()
 	}
 }
 
 // take relays a packet from a peer, unless it is the host's.
 func (w *outWorker) take(s *state, from string, p *arrival) bool {
 	b := p.head
+	if !p.h.Src(b).IsGlobalUnicast() || !p.h.Dst(b).IsGlobalUnicast() { // no router forwards it, or only the host knows
+		return false
+	}
 	k := spd.PacketKey(&p.h, b, ipsec.Outbound)
 	r := w.decide(s, &k)
 	if r.verdict.Action != ipsec.ActionSecure || r.why != packet.WhyOK {

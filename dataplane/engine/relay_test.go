@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"testing"
@@ -161,4 +162,157 @@ func TestAGatewayWithoutPeersForEachOtherDoesNotRelay(t *testing.T) {
 	if a.state.Load().relays == nil {
 		t.Error("local and remote overlap, and it does not look")
 	}
+}
+
+// sealedFor is a packet as north sends it to the hub, taken off the wire.
+func sealedFor(t *testing.T, branches *host, p []byte) netio.Message {
+	t.Helper()
+	wire := make(chan []byte, 1)
+	branches.encap.Tamper = func(d []byte) [][]byte { wire <- bytes.Clone(d); return nil }
+	branches.tun.ToEngine <- netio.Packet{Data: p}
+	return netio.Message{Data: <-wire, Local: netip.MustParseAddrPort("192.0.2.2:4500"), Remote: netip.MustParseAddrPort("192.0.2.1:4500")}
+}
+
+// Who relays waits for no SA: another socket may hold it, and wait to relay.
+func TestARelayingSocketWaitsForNoSA(t *testing.T) {
+	branches, hub := newHub(t)
+	ms := []netio.Message{sealedFor(t, branches, toward("10.2.0.1", 100))}
+	out, in := simplex(t, saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}, 5, branches, hub, north, company)
+	in.SA.Rule, in.SA.Peer = "north", "north"
+	for h, op := range map[*host]backend.Op{hub: in, branches: out} {
+		if err := h.Apply([]backend.Op{op}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ms = append(ms, sealedFor(t, branches, toward("10.2.0.2", 100)))
+	held := &hub.ins[5].mu
+	held.Lock() // as the other socket does
+	done := make(chan struct{})
+	go func() { hub.inw[0].batch(ms); close(done) }()
+	waitFor(t, func() bool { return hub.outs[2].Counters().Packets == 1 })
+	waitFor(t, hub.relayw[0].mu.TryLock)
+	hub.relayw[0].mu.Unlock()
+	held.Unlock()
+	<-done
+	for range ms {
+		branches.arrived(t)
+	}
+}
+
+// A panic while a batch is sent on costs that batch.
+func TestAPanicWhileRelayingCostsABatch(t *testing.T) {
+	branches, hub := newHub(t)
+	hub.relayw[0].senders[0] = &faulty{Sender: hub.relayw[0].senders[0]}
+	branches.tun.ToEngine <- netio.Packet{Data: toward("10.2.0.1", 100)}
+	waitFor(t, func() bool { return hub.why(packet.WhyPanic) == 1 })
+	branches.tun.ToEngine <- netio.Packet{Data: toward("10.2.0.2", 100)}
+	if _, h := branches.arrived(t); h.Protocol != packet.ProtoUDP {
+		t.Errorf("protocol %d arrived, want UDP", h.Protocol)
+	}
+}
+
+// sent notes what is sent.
+type sent struct {
+	netio.Sender
+	packets chan []byte
+}
+
+func (s *sent) Send(ms []netio.Message) (int, error) {
+	for _, m := range ms {
+		s.packets <- bytes.Clone(m.Data)
+	}
+	return len(ms), nil
+}
+
+// What was relayed and waits for an SA does not leave in clear either: not where its rule
+// falls back to clear, nor under a policy that has come to permit it.
+func TestWhatWaitsToBeRelayedDoesNotLeaveInClear(t *testing.T) {
+	for _, how := range []string{"fallback", "policy"} {
+		branches, hub := newHub(t)
+		clear := &sent{packets: make(chan []byte, 8)}
+		hub.ctl.clear[0] = clear
+		p := *hub.Engine.policy
+		p.Rules = append([]ipsec.Rule(nil), p.Rules...)
+		for i := range p.Rules {
+			if p.Rules[i].Name == "west" {
+				p.Rules[i].Template = &ipsec.Template{Mode: ipsec.ModeTunnel, FallbackClear: how == "fallback"}
+			}
+		}
+		if err := hub.SetPolicy(context.Background(), &p); err != nil {
+			t.Fatal(err)
+		}
+		branches.tun.ToEngine <- netio.Packet{Data: toward("10.3.0.1", 100)}
+		ask := (<-hub.events).(backend.Acquire)
+		waitFor(t, func() bool { return hub.why(packet.WhyAcquiring) == 1 })
+		if how == "fallback" {
+			hub.AcquireFailed(ask.ID, "no answer")
+		} else {
+			next := p
+			next.Rules = append([]ipsec.Rule(nil), p.Rules[:4]...)
+			elsewhere := netip.MustParsePrefix("10.3.9.0/24")
+			for i := range next.Rules {
+				if next.Rules[i].Name == "west" {
+					next.Rules[i].Selector.Remote = ipsec.PrefixSelector(elsewhere)
+				}
+			}
+			if err := hub.SetPolicy(context.Background(), &next); err != nil {
+				t.Fatal(err)
+			}
+			on, _ := simplex(t, saSpec{mode: ipsec.ModeTunnel, suite: "aes128gcm16"}, 4, hub, branches, company, elsewhere)
+			on.SA.Rule, on.SA.Peer = "west", "west"
+			if err := hub.Apply([]backend.Op{on}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(clear.packets) != 0 || hub.why(packet.WhyUnsupported) != 1 {
+			t.Errorf("%s: %d packets in clear, %d dropped; want it dropped", how, len(clear.packets), hub.why(packet.WhyUnsupported))
+		}
+	}
+}
+
+// What no router forwards, a hub does not relay, though a rule for all addresses covers
+// it: it is for the host.
+func TestAHubDoesNotRelayWhatNoRouterForwards(t *testing.T) {
+	branches, hub := newHub(t)
+	all := netip.MustParsePrefix("0.0.0.0/0")
+	branches.policy(t, ipsec.ModeTunnel, all, all)
+	p := *hub.Engine.policy
+	p.Rules = append([]ipsec.Rule(nil), p.Rules...)
+	for i := range p.Rules {
+		if n := p.Rules[i].Name; n == "south" {
+			p.Rules[i].Selector = ipsec.Selector{Local: ipsec.PrefixSelector(all), Remote: ipsec.PrefixSelector(all)}
+			p.Rules = []ipsec.Rule{p.Rules[i]}
+			break
+		}
+	}
+	if err := hub.SetPolicy(context.Background(), &p); err != nil {
+		t.Fatal(err)
+	}
+	spec := saSpec{mode: ipsec.ModeTunnel, encap: true, suite: "aes128gcm16"}
+	out, in := simplex(t, spec, 6, branches, hub, all, all)
+	in.SA.Rule, in.SA.Peer = "north", "north"
+	on, at := simplex(t, spec, 7, hub, branches, all, all)
+	on.SA.Rule, on.SA.Peer = "south", "south"
+	for _, x := range []struct {
+		*host
+		op backend.Op
+	}{{hub, in}, {branches, at}, {hub, on}, {branches, out}} {
+		if err := x.Apply([]backend.Op{x.op}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, x := range [][2]string{
+		{"10.1.0.1", "224.0.0.5"}, {"10.1.0.1", "255.255.255.255"}, {"10.1.0.1", "127.0.0.1"},
+		{"10.1.0.1", "169.254.1.1"}, {"169.254.1.1", "10.2.0.1"}, {"0.0.0.0", "10.2.0.1"}, {"127.0.0.1", "10.2.0.1"},
+	} {
+		src, dst := netip.AddrPortFrom(netip.MustParseAddr(x[0]), 7), netip.AddrPortFrom(netip.MustParseAddr(x[1]), 9)
+		branches.tun.ToEngine <- netio.Packet{Data: udp(src, dst, pattern(10))}
+		select {
+		case <-hub.tun.FromEngine:
+		case <-branches.tun.FromEngine:
+			t.Errorf("from %s to %s was relayed", x[0], x[1])
+		}
+	}
+	branches.tun.ToEngine <- netio.Packet{Data: toward("10.2.0.1", 10)}
+	branches.arrived(t)
 }
