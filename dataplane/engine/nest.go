@@ -3,6 +3,7 @@ package engine
 import (
 	"encoding/binary"
 
+	"github.com/testudo-ipsec/testudo/dataplane/natt"
 	"github.com/testudo-ipsec/testudo/dataplane/packet"
 	"github.com/testudo-ipsec/testudo/dataplane/spd"
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -74,16 +75,23 @@ func (w *outWorker) carrier(s *state, rule int32, k *spd.Key) *outSA {
 // misplaced reports a packet of IPsec that came in another SA than policy wants around it.
 func (s *state) misplaced(in *inSA, h *packet.Header, b []byte) bool {
 	f := h.Flow(b, ipsec.Inbound)
-	inUDP := f.Protocol == packet.ProtoUDP && f.LocalPort == f.RemotePort && (f.LocalPort == ipsec.PortIKE || f.LocalPort == ipsec.PortNATT)
+	inUDP := f.Protocol == packet.ProtoUDP && (f.LocalPort == ipsec.PortIKE || f.LocalPort == ipsec.PortNATT)
 	if f.Protocol != packet.ProtoESP && f.Protocol != packet.ProtoAH && !inUDP {
 		return false
 	}
 	rule := s.around(f, ipsec.Inbound)
-	if rule == spd.NoRule && inUDP && f.LocalPort == ipsec.PortNATT {
+	if rule == spd.NoRule && inUDP && f.LocalPort == ipsec.PortNATT && !holdsIKE(h, b) {
 		f.Protocol, f.LocalPort, f.RemotePort = packet.ProtoESP, 0, 0
 		rule = s.around(f, ipsec.Inbound)
 	}
 	return rule != spd.NoRule && s.table.Rules[rule].Name != in.SA().Rule
+}
+
+// holdsIKE tells IKE from ESP in UDP on the same port. What a fragment does not show may
+// be ESP.
+func holdsIKE(h *packet.Header, b []byte) bool {
+	kind, _ := natt.Demux(b[min(int(h.Upper)+8, h.Length):h.Length])
+	return kind == natt.IKE
 }
 
 // tellInner tells the SA that has sent a packet how much fits into the one around it,
@@ -106,7 +114,7 @@ func (w *outWorker) tellInner(b []byte, h *packet.Header, mtu int) bool {
 	if at+4 > h.Length {
 		return false
 	}
-	spi, remote := ipsec.SPI(binary.BigEndian.Uint32(b[at:])), h.Dst(b)
+	spi, local, remote := ipsec.SPI(binary.BigEndian.Uint32(b[at:])), h.Src(b), h.Dst(b)
 	least := packet.MinMTU4
 	if h.Version == 6 {
 		least = packet.MinMTU6
@@ -114,7 +122,7 @@ func (w *outWorker) tellInner(b []byte, h *packet.Header, mtu int) bool {
 	for _, page := range s.outs {
 		for _, list := range page {
 			for _, o := range list {
-				if p := o.path.Load(); o.SA().SPI == spi && o.SA().Protocol == protocol && p.remote.Addr() == remote {
+				if p := o.path.Load(); o.SA().SPI == spi && o.SA().Protocol == protocol && p.remote.Addr() == remote && p.local.Addr() == local {
 					p.learn(max(mtu, least), w.now)
 					return true
 				}

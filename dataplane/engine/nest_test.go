@@ -175,3 +175,48 @@ func TestESPInTheWrongSAIsDropped(t *testing.T) {
 	a.tun.ToEngine <- looped(a, b, pattern(100))
 	waitFor(t, func() bool { return b.why(packet.WhyInner) == 1 })
 }
+
+// ESP in UDP is misplaced from whatever port it comes: those of a peer behind a NAT may
+// be any.
+func TestESPInUDPOfAnyPortIsMisplaced(t *testing.T) {
+	a, b := twoHosts(t, false)
+	b.nests(t, a, packet.ProtoESP)
+	_, in := simplex(t, ahSpec, 1, a, b, single(a.addr), single(b.addr))
+	if err := b.Apply([]backend.Op{in}); err != nil { // of rule r, not of the one for ESP
+		t.Fatal(err)
+	}
+	for _, port := range []uint16{4500, 4501} {
+		p := udp(netip.AddrPortFrom(a.addr, port), netip.AddrPortFrom(b.addr, 4500), pattern(60))
+		h, _ := packet.Parse(p)
+		if !b.state.Load().misplaced(b.ins[1], &h, p) {
+			t.Errorf("ESP in UDP from port %d passes", port)
+		}
+	}
+	// The first fragment may hold no more than the header.
+	p := udp(netip.AddrPortFrom(a.addr, 4501), netip.AddrPortFrom(b.addr, 4500), nil)
+	p[6] = 0x20
+	packet.SetChecksum4(p)
+	if h, _ := packet.Parse(p); !b.state.Load().misplaced(b.ins[1], &h, p) {
+		t.Error("a fragment without ESP in it passes")
+	}
+	ike := udp(netip.AddrPortFrom(a.addr, 4501), netip.AddrPortFrom(b.addr, 4500), append(make([]byte, 4), pattern(60)...))
+	if h, _ := packet.Parse(ike); b.state.Load().misplaced(b.ins[1], &h, ike) {
+		t.Error("IKE is taken for ESP")
+	}
+}
+
+// What is another host's ESP tells this host's SA nothing, whatever its SPI.
+func TestOnlyAnSAsOwnPacketsTellItWhatFits(t *testing.T) {
+	a, b := twoHosts(t, false)
+	a.nests(t, b, packet.ProtoESP)
+	connect(t, espSpec, 1, "r", a, b)
+	spi := []byte{0, 0, 0x10, 1}
+	for src, want := range map[string]bool{"10.1.0.1": false, a.addr.String(): true} {
+		p := ipHeader(netip.MustParseAddr(src), b.addr, packet.ProtoESP, 100)
+		copy(p[20:], spi)
+		h, _ := packet.Parse(p)
+		if got := a.outw[0].tellInner(p, &h, 1000); got != want {
+			t.Errorf("ESP of %s has told the SA: %v, want %v", src, got, want)
+		}
+	}
+}
