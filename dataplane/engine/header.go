@@ -88,8 +88,8 @@ func (e *Engine) redress() error {
 	return nil
 }
 
-// flowLabel is the outer IPv6 flow label for an inner packet, 0 for the kernel's choice:
-// a hash of the outer addresses and ports.
+// flowLabel is the outer IPv6 flow label for an inner packet; 0 leaves it to the kernel,
+// which hashes the outer addresses and ports.
 func (p *path) flowLabel(inner []byte) uint32 {
 	if !p.header.CopyLabel || p.remote.Addr().Is4() {
 		return 0

@@ -46,7 +46,7 @@ func TestPaddedPacketsAreOfOneLength(t *testing.T) {
 				}
 			}
 			same := taken()
-			if len(same) != 5 || slices.Min(same) != slices.Max(same) || same[0] < min(int(padTo), 1300) {
+			if len(same) != 5 || slices.Min(same) != slices.Max(same) || same[0] < min(int(padTo), 1300) || same[0] > min(int(padTo), 1300)+80 {
 				t.Errorf("%s to %s: lengths %v on the wire, want one", suite, ipsec.PadName(padTo), same)
 			}
 			clear := pattern(9000)
@@ -58,6 +58,13 @@ func TestPaddedPacketsAreOfOneLength(t *testing.T) {
 			}
 			if train := taken(); !bytes.Equal(stream, clear) || len(train) != 13 || slices.Min(train) != same[0] || slices.Max(train) != same[0] {
 				t.Errorf("%s to %s: a train of lengths %v, want 13 of %d", suite, ipsec.PadName(padTo), train, same[0])
+			}
+			a.outs[1].path.Load().learn(900, a.cfg.Now().UnixNano())
+			a.tun.ToEngine <- netio.Packet{Data: udp(src, dst, pattern(100))}
+			b.arrived(t)
+			a.outs[1].path.Load().learnt.Store(0)
+			if narrow := taken(); len(narrow) != 1 || narrow[0] > 900-28 || narrow[0] < 900-28-20 {
+				t.Errorf("%s to %s: lengths %v on a path of 900, want what fills it", suite, ipsec.PadName(padTo), narrow)
 			}
 			if c := a.Counters().SAs[0]; c.Bytes < 9000 || c.Bytes > 12000 { // without padding
 				t.Errorf("%d octets counted", c.Bytes)
