@@ -61,7 +61,6 @@ func (d *Daemon) Command() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			floorHeap()
 			return d.Run(ctx, obs.Logger(d.Config.Logging(), d.Name))
 		},
 	}
