@@ -13,39 +13,6 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
 
-// RFC 7296 §2.4: with INITIAL_CONTACT the recipient may "delete any other IKE SAs it
-// has to the same authenticated identity".
-func TestInitialContactEndsOlderIKESAsOfTheSameIdentity(t *testing.T) {
-	handle := func(m *script, ev ike.Event) []ike.Effect {
-		d, ok := ev.(ike.Datagram)
-		if !ok {
-			return nil
-		}
-		m.info.RemoteID = "b.example"
-		if d.Path.Remote.Addr() == netip.MustParseAddr("198.51.100.9") {
-			m.info.RemoteID = "c.example" // another host with the same profile
-		}
-		sa := ipsec.SA{ID: ipsec.SAID(m.env.NextID()), Direction: ipsec.Inbound, SPI: m.env.AllocSPI(), Rule: "rule-0", Child: 1}
-		id := ipsec.Identity{Kind: ipsec.IdentityFQDN, Data: m.info.RemoteID}
-		return []ike.Effect{ike.Install{ID: 1, SAs: []ipsec.SA{sa}}, ike.Established{}, ike.InitialContact{Peer: m.info.Peer, RemoteID: id}}
-	}
-	hostile(t, nil, handle, func(t *testing.T, e *engine.Engine, h *host) {
-		for i, from := range []string{"198.51.100.1", "198.51.100.9", "198.51.100.1", "198.51.100.2"} {
-			h.report(request(from, initRequest(uint64(i)+1)))
-			h.lab.after(time.Second)
-		}
-		sas, err := e.List(t.Context(), engine.Filter{})
-		if err != nil || len(sas) != 2 || len(h.sas) != 2 {
-			t.Fatalf("%d IKE SAs, %v, %d SAs in the worker; want the last of each of two identities", len(sas), err, len(h.sas))
-		}
-		for _, sa := range sas {
-			if from := sa.Path.Remote.Addr().String(); from != "198.51.100.2" && from != "198.51.100.9" {
-				t.Errorf("the IKE SA with %s at %s is still there", sa.RemoteID, from)
-			}
-		}
-	})
-}
-
 // RFC 7296 §2.23: a peer behind a NAT is followed to its new address and port.
 func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
 	var out ipsec.SAID
@@ -85,42 +52,6 @@ func TestAMovedPeerGetsItsTrafficAtTheNewAddress(t *testing.T) {
 		if s := e.Stats(); s.SADesired != 1 || s.SAInstalled != 1 {
 			t.Errorf("stats %+v; want the SA to count as installed", s)
 		}
-	})
-}
-
-// Both ends start at once, each says INITIAL_CONTACT, and what one says comes late: it
-// asserts nothing of the IKE SA that was made meanwhile.
-func TestInitialContactOfBothEndsAtOnce(t *testing.T) {
-	inPair(t, 1, nil, func(t *testing.T, p *pair) {
-		lost := false
-		p.lose = func(from *host, data []byte) bool {
-			h, err := wire.ParseHeader(data)
-			if err == nil && !lost && from == p.b && h.Exchange == wire.IKEAuth && !h.Response() {
-				lost = true
-				return true
-			}
-			return false
-		}
-		p.b.acquire(1)
-		p.a.acquire(1)
-		p.after(3 * time.Second) // before duplicates are closed
-		for _, end := range [][2]string{{"a", "b"}, {"b", "a"}} {
-			there := map[uint64]bool{}
-			for _, sa := range p.list(t, engine.Filter{Node: end[1]}) {
-				there[sa.RemoteSPI] = true
-			}
-			sas := p.list(t, engine.Filter{Node: end[0]})
-			for _, sa := range sas {
-				if !there[sa.LocalSPI] {
-					t.Errorf("%s has dropped IKE SA %016x, which %s has", end[1], sa.LocalSPI, end[0])
-				}
-			}
-			if !lost || len(sas) != 2 {
-				t.Errorf("%s has %d IKE SAs, want 2", end[0], len(sas))
-			}
-		}
-		p.after(time.Minute)
-		p.mustForward()
 	})
 }
 
