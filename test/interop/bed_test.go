@@ -38,7 +38,9 @@ type bed struct {
 	f                  *fleet.Fleet
 	peer               *lab.StrongSwan
 	conn               lab.SwanConn // as loaded
+	ends               ends         // of the policy
 	policy             string       // as applied
+	pki                made         // when a program made the certificates
 	wire               []*lab.Sniffer
 	pinged             bool
 }
@@ -65,7 +67,8 @@ func newBed(t *testing.T, s scenario) *bed {
 		b.ours.local, b.ours.remote = b.selectors()
 	}
 	b.ours.raw = b.kernel
-	b.policy = b.ours.yaml(ends{node: b.node, ours: ours, theirs: weSee})
+	b.ends = ends{node: b.node, ours: ours, theirs: weSee}
+	b.policy = b.ours.yaml(b.ends)
 	b.conn = lab.SwanConn{
 		Name: conn, Local: theirs, Remote: theySee, LocalID: theirID, RemoteID: ourID, PSK: ipsec.NewSecret([]byte(secret)),
 		LocalTS: unique(b.ours.remote), RemoteTS: unique(b.ours.local),
@@ -81,6 +84,7 @@ func newBed(t *testing.T, s scenario) *bed {
 	}
 	if s.made != nil {
 		m := s.made(t)
+		b.pki = m
 		maps.Copy(files, m.files())
 		b.conn.PSK, b.conn.Cert, b.conn.CAs, b.conn.CRLs = ipsec.Secret{}, &m.theirs, []*lab.CA{lab.ReadCA(t, m.trust)}, m.crls()
 	}

@@ -12,6 +12,7 @@ import (
 
 // made is certificates for both ends by programs that operators use.
 type made struct {
+	dir          string // where openssl made them; "" for others
 	trust        string // both ends'; PEM
 	crl          string // PEM; "" for none
 	ours, theirs lab.Cert

@@ -119,6 +119,7 @@ func (f *fetcher) get(target string, body []byte, contentType string, allowed []
 	}
 	got, err := io.ReadAll(io.LimitReader(resp.Body, int64(limit)+1))
 	if err != nil {
+		f.leave(req.URL.Host)
 		return nil, err
 	}
 	if len(got) > limit {

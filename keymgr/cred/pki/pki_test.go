@@ -206,6 +206,36 @@ func TestAServerThatIsAwayIsLeftAlone(t *testing.T) {
 	})
 }
 
+// halfway sends the head of an answer, and never its body.
+type halfway struct{ asked atomic.Int32 }
+
+func (h *halfway) RoundTrip(req *http.Request) (*http.Response, error) {
+	h.asked.Add(1)
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(untilDone{req.Context()}), Request: req}, nil
+}
+
+type untilDone struct{ context.Context }
+
+func (u untilDone) Read([]byte) (int, error) {
+	<-u.Done()
+	return 0, u.Err()
+}
+
+func TestAServerThatStopsHalfwayIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t, "http://ocsp.example/")
+		h := &halfway{}
+		p := pki.New(pki.Config{Stores: map[string]pki.Store{"file": a}, Transport: h, Now: func() time.Time { return then.Add(time.Since(epoch)) }})
+		began := time.Now()
+		for range 20 {
+			verdict(t, p, a.question(a.issue(t)), pki.WhyStatusUnknown)
+		}
+		if took := time.Since(began); took != 2*time.Second || h.asked.Load() != 1 {
+			t.Errorf("20 peers took %s and %d questions, want the one timeout of the first", took, h.asked.Load())
+		}
+	})
+}
+
 // epoch is when synctest's clocks begin.
 var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
