@@ -1,8 +1,11 @@
 // Package store says what the key manager's local store keeps: records by key,
-// changed in batches that are whole and durable before anything that follows from
-// them leaves the process. Who uses a store declares what it needs of one (see
+// changed in batches that are whole, and that outlive the process, before anything that
+// follows from them leaves it. Who uses a store declares what it needs of one (see
 // package engine); file and memory are the two that there are, and storetest is
 // what both must pass.
+//
+// A batch need not outlive the machine's crash, but a store must know whether all did:
+// records that are older than what was promised are worse than none.
 //
 // A store is for one process. It is not replicated, and it cannot tell by itself
 // that an older copy of it was put back: see the package engine for who can.
@@ -28,6 +31,9 @@ var (
 	// ErrDamaged: records that were there cannot be read. What is left is older
 	// than what was promised to others, so none of it may be used.
 	ErrDamaged = errors.New("the stored state is damaged")
+	// ErrLost: the machine went down before the store was closed, and the last batches
+	// may be gone. None of it may be used.
+	ErrLost = errors.New("the machine went down before the stored state was closed, and what was written last may be lost")
 	// ErrWrongKey: it was sealed with another key.
 	ErrWrongKey = errors.New("the stored state was sealed with another key")
 	// ErrClosed: the store was closed.

@@ -115,8 +115,10 @@ func TestStoredStateIsLost(t *testing.T) {
 		name  string
 		early func(t *testing.T, b *pairBench) // while it still runs
 		down  func(t *testing.T, b *pairBench)
+		boot  bool // of the machine, while it is down
 		says  string
 	}{
+		{name: "machine went down", boot: true, says: "the machine went down before"},
 		{name: "deleted", down: func(t *testing.T, b *pairBench) { must(t, os.RemoveAll(b.State())) }},
 		{name: "damaged", says: "the stored state cannot be used", down: func(t *testing.T, b *pairBench) {
 			for _, f := range files(t, sas(b)) {
@@ -147,8 +149,14 @@ func TestStoredStateIsLost(t *testing.T) {
 			probe := b.A.Node.StartProbe(b.B, false, pace)
 			moving(t, probe)
 			b.Keymgrd.Kill9()
-			tc.down(t, b)
-			b.Keymgrd.Start()
+			if tc.down != nil {
+				tc.down(t, b)
+			}
+			if tc.boot {
+				b.Keymgrd.StartBooted()
+			} else {
+				b.Keymgrd.Start()
+			}
 			if tc.says != "" {
 				b.Keymgrd.Process().WaitOutput(tc.says, limit)
 			}
@@ -169,6 +177,24 @@ func TestStoredStateIsLost(t *testing.T) {
 				t.Errorf("%v; want at most one in fifty", r)
 			}
 		})
+	}
+}
+
+// A keymgrd that was stopped in order goes on after a boot of the machine.
+func TestStoppedBeforeTheBoot(t *testing.T) {
+	b := newPair(t, protectPair(""), fleet.Options{})
+	b.A.Node.Ping(b.B.V4.Addr(), lab.PingOptions{})
+	before := b.spis()
+	probe := b.A.Node.StartProbe(b.B, false, pace)
+	moving(t, probe)
+	b.Keymgrd.Stop()
+	b.Keymgrd.StartBooted()
+	b.Keymgrd.WaitUp()
+	b.waitSpis(t, "the CHILD SAs of before", func(s []string) bool { return slices.Equal(s, before) })
+	b.rekeyBy(t, "a")
+	moving(t, probe)
+	if r := probe.Stop(); r.Lost != 0 {
+		t.Errorf("%v; want none lost", r)
 	}
 }
 

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,16 @@ func (f *Fleet) daemon(n *lab.Node, program, metrics string, args, more []string
 func (d *Daemon) Start(more ...string) {
 	d.f.t.Helper()
 	d.p = d.Node.Start(lab.Command{Args: append(d.args[:len(d.args):len(d.args)], more...)})
+}
+
+// StartBooted is Start as after a boot of the machine: the kernel's boot ID is another.
+func (d *Daemon) StartBooted() {
+	d.f.t.Helper()
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	id := d.Node.WriteFile("boot_id", fmt.Sprintf("%x-%x-%x-%x-%x\n", b[:4], b[4:6], b[6:8], b[8:10], b[10:]))
+	script := `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`
+	d.p = d.Node.Start(lab.Command{Args: append([]string{"unshare", "-m", "sh", "-c", script, id}, d.args...)})
 }
 
 // Stop asks it to end, and fails the test when it ends with an error.

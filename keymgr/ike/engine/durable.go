@@ -16,7 +16,8 @@ import (
 type Store interface {
 	// Load calls fn with each record. fn may keep value, which holds keys.
 	Load(fn func(key string, value []byte) error) error
-	// Commit makes all of a batch durable, or none of it with an error.
+	// Commit makes all of a batch durable, or none of it with an error: it outlives the
+	// process, and if the machine's crash may have taken it, the next Load says so.
 	Commit(batch []store.Change) error
 	Close() error
 }

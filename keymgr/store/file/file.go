@@ -31,6 +31,7 @@ type Options struct {
 type Store struct {
 	dir  string
 	keys [][]byte
+	boot boot
 	log  *slog.Logger
 	lock *os.File
 
@@ -63,7 +64,15 @@ func Open(o Options) (*Store, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	s := &Store{dir: o.Dir, log: o.Log, index: make(map[string]ref)}
+	b, err := thisBoot()
+	if err != nil {
+		return nil, fmt.Errorf("store %s: it must be known whether the machine was booted since: %w", o.Dir, err)
+	}
+	return openIn(b, o)
+}
+
+func openIn(b boot, o Options) (*Store, error) {
+	s := &Store{dir: o.Dir, boot: b, log: o.Log, index: make(map[string]ref)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -91,24 +100,39 @@ func (s *Store) open() error {
 	if s.files, err = list(s.dir); err != nil {
 		return err
 	}
+	var last content // of the last file with a header
 	for _, f := range s.files {
 		s.last = f.number
 		path := filepath.Join(s.dir, f.name())
-		whole, err := read(path, f, s.keys, func(frame uint32, k, v []byte) error {
+		c, err := read(path, f, s.keys, func(frame uint32, k, v []byte) error {
 			s.put(string(k), v, ref{f, frame, 0})
 			return nil
 		})
+		if c.whole != 0 {
+			last = c
+		}
+		if errors.Is(err, store.ErrDamaged) && s.lost(c) {
+			return store.ErrLost // which is why
+		}
 		if err != nil {
 			return err
 		}
-		if err := os.Truncate(path, whole); err != nil {
+		if err := os.Truncate(path, c.whole); err != nil {
 			return err
 		}
+	}
+	if s.lost(last) {
+		return store.ErrLost
 	}
 	if len(s.files) > 0 {
 		s.startCompaction()
 	}
 	return nil
+}
+
+// lost reports a last file that a boot since may have taken batches from.
+func (s *Store) lost(last content) bool {
+	return last.whole != 0 && last.boot != s.boot && !last.closed
 }
 
 // list finds the files that count, oldest first, and removes the others: what a base
@@ -211,11 +235,14 @@ func (s *Store) Load(fn func(key string, value []byte) error) error {
 	return nil
 }
 
-// Commit makes a batch durable. After an error nothing of it is in force, and it may
-// be tried again.
+// Commit hands a batch to the kernel, which keeps it if the process dies. After an
+// error nothing of it is in force, and it may be tried again.
 func (s *Store) Commit(batch []store.Change) error {
 	if err := store.Check(batch); err != nil {
 		return err
+	}
+	if len(batch) == 0 {
+		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -233,13 +260,9 @@ func (s *Store) Commit(batch []store.Change) error {
 		s.plain = appendChange(s.plain, c)
 	}
 	whole, frame := w.size, w.frames
-	err := w.frame(s.plain)
-	if err == nil {
-		err = fdatasync(w.f)
-	}
-	if err != nil {
-		// What part of it reached the disk is not known: the frame goes, and no other
-		// takes its number.
+	if err := w.frame(s.plain); err != nil {
+		// What part of it was written is not known: the frame goes, and no other takes
+		// its number.
 		s.active = nil
 		err = errors.Join(err, w.f.Truncate(whole), w.f.Close())
 		return fmt.Errorf("store %s: %w", s.dir, err)
@@ -256,39 +279,32 @@ func (s *Store) Commit(batch []store.Change) error {
 	return nil
 }
 
-func fdatasync(f *os.File) error {
-	for {
-		if err := syscall.Fdatasync(int(f.Fd())); !errors.Is(err, syscall.EINTR) {
-			return err
-		}
-	}
-}
-
-// rotate begins a new log.
+// rotate begins a new log, which is on the disk before anything is written to it: else
+// the log before it could be taken for the last one.
 func (s *Store) rotate() error {
 	seg := segment{number: s.last + 1}
-	w, err := create(filepath.Join(s.dir, seg.name()), seg, s.keys[0])
+	w, err := create(filepath.Join(s.dir, seg.name()), seg, s.boot, s.keys[0])
 	if err != nil {
 		return err
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := syncPath(s.dir); err != nil {
 		_ = w.f.Close()
 		return errors.Join(err, os.Remove(filepath.Join(s.dir, seg.name())))
 	}
 	if s.active != nil {
-		_ = s.active.f.Close() // all of it is synced
+		_ = s.active.f.Close()
 	}
 	s.active, s.last = w, seg.number
 	s.files = append(s.files, seg)
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // startCompaction writes a new base in the background, of all files but the one that
@@ -321,7 +337,7 @@ const baseFrame = 1 << 20
 func (s *Store) compact(old []segment) (err error) {
 	base := segment{number: old[len(old)-1].number, base: true}
 	path := filepath.Join(s.dir, base.name())
-	w, err := create(path+".new", base, s.keys[0])
+	w, err := create(path+".new", base, s.boot, s.keys[0])
 	if err != nil {
 		return err
 	}
@@ -361,14 +377,16 @@ func (s *Store) compact(old []segment) (err error) {
 			return errors.Join(err, w.f.Close())
 		}
 	}
-	err = w.frame(plain)
+	if len(plain) != 0 {
+		err = w.frame(plain)
+	}
 	if err = errors.Join(err, w.f.Sync(), w.f.Close()); err != nil {
 		return err
 	}
 	if err = os.Rename(path+".new", path); err != nil {
 		return err
 	}
-	if err = syncDir(s.dir); err != nil {
+	if err = syncPath(s.dir); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -391,7 +409,8 @@ func (s *Store) compact(old []segment) (err error) {
 	return nil
 }
 
-// Close ends the use of the store.
+// Close ends the use of the store. All of it is on the disk then, and it says so: it
+// can be gone on with after a boot.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -403,12 +422,32 @@ func (s *Store) Close() error {
 	s.group.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	err := s.end()
 	s.wipe()
-	var err error
-	if s.active != nil {
-		err = s.active.f.Close()
-	}
 	return errors.Join(err, s.lock.Close())
+}
+
+// end writes the mark of a store that was closed, behind all else.
+func (s *Store) end() error {
+	if len(s.files) == 0 {
+		return nil
+	}
+	if s.active == nil {
+		if err := s.rotate(); err != nil {
+			return err
+		}
+	}
+	w := s.active
+	defer w.f.Close() //nolint:errcheck // synced
+	for _, f := range s.files {
+		if err := syncPath(filepath.Join(s.dir, f.name())); err != nil {
+			return err
+		}
+	}
+	if err := w.frame(nil); err != nil {
+		return err
+	}
+	return w.f.Sync()
 }
 
 func (s *Store) wipe() {
@@ -439,5 +478,5 @@ func SetAside(dir string) (to string, err error) {
 			}
 		}
 	}
-	return to, syncDir(dir)
+	return to, syncPath(dir)
 }

@@ -97,7 +97,8 @@ func clone(t *testing.T, dir string) string {
 	return to
 }
 
-// Wherever a crash cuts the last write off, what was acknowledged before is there.
+// Wherever the process's end cuts the last write off, what was acknowledged before is
+// there.
 func TestTornWrite(t *testing.T) {
 	dir, ends := filled(t, 3)
 	whole, err := os.ReadFile(logFile(t, dir))
@@ -105,29 +106,126 @@ func TestTornWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	for cut := ends[1]; cut < ends[2]; cut++ {
-		for _, zeroed := range []bool{false, true} {
-			to := clone(t, dir)
-			b := bytes.Clone(whole[:cut])
-			if zeroed { // the file system had made it longer already
-				b = append(b, make([]byte, ends[2]-cut)...)
-			}
-			if err := os.WriteFile(logFile(t, to), b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			s, err := Open(Options{Dir: to, Keys: []ipsec.Secret{secret(1)}})
-			if zeroed && errors.Is(err, store.ErrDamaged) && cut < ends[1]+frameHeader {
-				continue // half a frame header: refused, which is safe
-			}
-			if err != nil {
-				t.Fatalf("cut at %d of %d, zeroed %t: %v", cut, ends[2], zeroed, err)
-			}
-			if got := storetest.All(t, s); len(got) != 2 {
-				t.Fatalf("cut at %d, zeroed %t: records %v, want the first two", cut, zeroed, got)
-			}
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
+		to := clone(t, dir)
+		if err := os.WriteFile(logFile(t, to), whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
 		}
+		s, err := Open(Options{Dir: to, Keys: []ipsec.Secret{secret(1)}})
+		if err != nil {
+			t.Fatalf("cut at %d of %d: %v", cut, ends[2], err)
+		}
+		if got := storetest.All(t, s); len(got) != 2 {
+			t.Fatalf("cut at %d: records %v, want the first two", cut, got)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// bootedIn opens the store in a boot of the machine.
+func bootedIn(n byte, dir string) (*Store, error) {
+	return openIn(boot{n}, Options{Dir: dir, Keys: []ipsec.Secret{secret(1)}})
+}
+
+// What a crash of the machine may have taken is not known, so what is left of the
+// state is not believed; a store that was closed is.
+func TestBoot(t *testing.T) {
+	dir := t.TempDir()
+	open := func(n byte, records int) *Store {
+		t.Helper()
+		s, err := bootedIn(n, dir)
+		if err != nil {
+			t.Fatalf("boot %d: %v", n, err)
+		}
+		if got := storetest.All(t, s); len(got) != records {
+			t.Fatalf("boot %d: records %v, want %d", n, got, records)
+		}
+		return s
+	}
+	lost := func(n byte, dir, what string) {
+		t.Helper()
+		if s, err := bootedIn(n, dir); !errors.Is(err, store.ErrLost) {
+			t.Fatalf("%s: got %v and %v, want ErrLost", what, s, err)
+		}
+	}
+	kill(open(1, 0)) // nothing was written
+	s := open(2, 0)
+	commit(t, s, put("a", "1"))
+	kill(s)
+	s = open(2, 1) // the process died, not the machine
+	commit(t, s, put("b", "2"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(3, 2) // it was closed
+	s.group.Wait() // a base of boot 3, and a log without batches
+	kill(s)
+	lost(4, dir, "a log without batches, which may have had some")
+	s = open(3, 2)
+	commit(t, s, put("c", "3"))
+	s.group.Wait()
+	kill(s)
+	lost(4, dir, "a log with a batch")
+
+	name := logFile(t, dir)
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, left := range [][]byte{whole[:headerLen], whole[:len(whole)-1], append(bytes.Clone(whole), make([]byte, 100)...), append(bytes.Clone(whole[:headerLen]), make([]byte, 100)...)} {
+		to := clone(t, dir)
+		if err := os.WriteFile(filepath.Join(to, filepath.Base(name)), left, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		lost(4, to, fmt.Sprintf("a log with %d of %d octets", len(left), len(whole)))
+	}
+	if _, err := SetAside(dir); err != nil {
+		t.Fatal(err)
+	}
+	kill(open(4, 0))
+}
+
+// A new log that the machine's crash left without its header had no batches, so the one
+// that was closed before it counts.
+func TestBootWithoutHeader(t *testing.T) {
+	dir, _ := filled(t, 2)
+	if err := os.WriteFile(filepath.Join(dir, "00000002.log"), []byte(magic), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := bootedIn(9, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // a test
+	if got := storetest.All(t, s); len(got) != 2 {
+		t.Fatalf("records %v, want two", got)
+	}
+}
+
+// Logs that were left for another are on the disk too, before it is said that all is.
+func TestClosedWithSeveralLogs(t *testing.T) {
+	dir := t.TempDir()
+	s, err := bootedIn(1, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		commit(t, s, put(fmt.Sprint(i), "v"))
+		_ = s.active.f.Close() // stands for a full or broken disk
+		if err := s.Commit(put("x", "2")); err == nil {
+			t.Fatal("a write to a closed file succeeded")
+		}
+	}
+	if err := s.Close(); err != nil { // in a fourth log
+		t.Fatal(err)
+	}
+	if s, err = bootedIn(2, dir); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // a test
+	if got := storetest.All(t, s); len(got) != 3 {
+		t.Fatalf("records %v, want three", got)
 	}
 }
 

@@ -10,23 +10,27 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/testudo-ipsec/testudo/keymgr/store"
 )
 
 // The header of a file:
 //
-//	magic (8) | kind (1) | reserved (7) | number (8) | salt (32) | check (16)
+//	magic (8) | kind (1) | reserved (7) | number (8) | boot (16) | salt (32) | check (16)
 //
-// check is a MAC of the rest under the store's key: it tells a wrong key from damage.
+// boot is the boot of the machine in which it was written. check is a MAC of the rest
+// under the store's key: it tells a wrong key from damage.
 const (
-	magic     = "TSTDSTA1"
-	saltAt    = 24
+	magic     = "TSTDSTA2"
+	bootAt    = 24
+	saltAt    = bootAt + 16
 	checkAt   = saltAt + 32
 	headerLen = checkAt + 16
 
@@ -53,15 +57,33 @@ func (s segment) name() string {
 	return fmt.Sprintf("%08d.log", s.number)
 }
 
-func (s segment) header(salt []byte) []byte {
+func (s segment) header(boot boot) []byte {
 	h := make([]byte, headerLen)
 	copy(h, magic)
 	if s.base {
 		h[8] = kindBase
 	}
 	binary.BigEndian.PutUint64(h[16:], s.number)
-	copy(h[saltAt:], salt)
+	copy(h[bootAt:], boot[:])
 	return h
+}
+
+// boot tells one boot of the machine from another.
+type boot [saltAt - bootAt]byte
+
+const bootFile = "/proc/sys/kernel/random/boot_id"
+
+// thisBoot is the kernel's UUID of its boot, random(4).
+func thisBoot() (boot, error) {
+	b, err := os.ReadFile(bootFile)
+	if err != nil {
+		return boot{}, err
+	}
+	id, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(b)), "-", ""))
+	if err != nil || len(id) != len(boot{}) {
+		return boot{}, fmt.Errorf("%s holds %q, want a UUID", bootFile, b)
+	}
+	return boot(id), nil
 }
 
 func check(key, header []byte) []byte {
@@ -100,18 +122,21 @@ type writer struct {
 	buf    []byte
 }
 
-func create(path string, s segment, key []byte) (*writer, error) {
+// create makes a file whose header is on the disk when it returns.
+func create(path string, s segment, boot boot, key []byte) (*writer, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	var salt [32]byte
-	_, _ = rand.Read(salt[:]) // never fails
-	h := s.header(salt[:])
+	h := s.header(boot)
+	_, _ = rand.Read(h[saltAt:checkAt]) // never fails
 	copy(h[checkAt:], check(key, h))
 	w := &writer{seg: s, f: f, size: headerLen}
 	if w.seal, err = aead(key, h); err == nil {
 		_, err = f.Write(h)
+	}
+	if err == nil {
+		err = f.Sync()
 	}
 	if err != nil {
 		_ = f.Close()
@@ -121,7 +146,8 @@ func create(path string, s segment, key []byte) (*writer, error) {
 	return w, nil
 }
 
-// frame seals a batch and writes it; plain is wiped. It is not synced.
+// frame seals a batch and writes it; plain is wiped. From then on it outlives the
+// process, but not the machine's next crash.
 func (w *writer) frame(plain []byte) error {
 	defer clear(plain)
 	n := len(plain) + w.seal.Overhead()
@@ -142,101 +168,90 @@ func frameCRC(length []byte, n uint32) uint32 {
 	return crc32.Update(crc32.ChecksumIEEE(length), crc32.IEEETable, nonce(n))
 }
 
+// content is what was found in a file.
+type content struct {
+	whole  int64 // up to the end of the last whole frame; 0 without a header
+	boot   boot
+	closed bool // its last frame says that the store was closed behind it
+}
+
 // read calls fn with each record of a file, and the number of its frame. The value is
-// valid during the call. whole is the length up to the end of the last whole frame.
-func read(path string, s segment, keys [][]byte, fn func(frame uint32, key []byte, value []byte) error) (whole int64, err error) {
+// valid during the call.
+func read(path string, s segment, keys [][]byte, fn func(frame uint32, key []byte, value []byte) error) (c content, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return c, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return c, err
 	}
 	in := bufio.NewReaderSize(f, 1<<20)
 	h := make([]byte, headerLen)
 	if _, err := io.ReadFull(in, h); err != nil {
-		return 0, nil // cut off: nothing was acknowledged
+		return c, nil // cut off: nothing was acknowledged
 	}
-	if !bytes.Equal(h[:saltAt], s.header(nil)[:saltAt]) {
-		return 0, fmt.Errorf("%w: %s has the header of another file", store.ErrDamaged, path)
+	c.boot = boot(h[bootAt:saltAt])
+	if !bytes.Equal(h[:saltAt], s.header(c.boot)[:saltAt]) {
+		return c, fmt.Errorf("%w: %s has the header of another file, or of another version of this program", store.ErrDamaged, path)
 	}
 	var open cipher.AEAD
 	for _, k := range keys {
 		if hmac.Equal(check(k, h), h[checkAt:]) {
 			if open, err = aead(k, h); err != nil {
-				return 0, err
+				return c, err
 			}
 		}
 	}
 	if open == nil {
-		return 0, fmt.Errorf("%w: %s", store.ErrWrongKey, path)
+		return c, fmt.Errorf("%w: %s", store.ErrWrongKey, path)
 	}
-	whole = headerLen
+	c.whole = headerLen
 	left := info.Size() - headerLen
 	var buf []byte
 	for n := uint32(0); left > 0; n++ {
 		fh := make([]byte, frameHeader)
 		if left < frameHeader {
-			return whole, nil
+			return c, nil
 		}
 		if _, err := io.ReadFull(in, fh); err != nil {
-			return whole, err
+			return c, err
 		}
 		left -= frameHeader
 		length := int64(binary.BigEndian.Uint32(fh))
 		if binary.BigEndian.Uint32(fh[4:]) != frameCRC(fh[:4], n) || length > maxFrame {
-			if zeros(fh) && restIsZero(in) { // the file grew, and its content did not come
-				return whole, nil
-			}
-			return whole, fmt.Errorf("%w: %s, frame %d: its header is not one that was written", store.ErrDamaged, path, n)
+			return c, fmt.Errorf("%w: %s, frame %d: its header is not one that was written", store.ErrDamaged, path, n)
 		}
 		if length > left {
-			return whole, nil
+			return c, nil
 		}
 		if int64(cap(buf)) < length {
 			buf = make([]byte, length)
 		}
 		buf = buf[:length]
 		if _, err := io.ReadFull(in, buf); err != nil {
-			return whole, err
+			return c, err
 		}
 		left -= length
 		plain, err := open.Open(buf[:0], nonce(n), buf, fh)
 		if err != nil {
-			if left == 0 {
-				return whole, nil
-			}
-			return whole, fmt.Errorf("%w: %s, frame %d does not open", store.ErrDamaged, path, n)
+			return c, fmt.Errorf("%w: %s, frame %d does not open", store.ErrDamaged, path, n)
 		}
+		c.closed = len(plain) == 0
 		err = each(plain, func(k, v []byte) error { return fn(n, k, v) })
 		clear(plain)
 		if err != nil {
-			return whole, err
+			return c, err
 		}
-		whole += frameHeader + length
+		c.whole += frameHeader + length
 	}
-	return whole, nil
-}
-
-func zeros(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
-
-func restIsZero(r io.Reader) bool {
-	b := make([]byte, 4096)
-	for {
-		n, err := r.Read(b)
-		if !zeros(b[:n]) {
-			return false
-		}
-		if err != nil {
-			return errors.Is(err, io.EOF)
-		}
-	}
+	return c, nil
 }
 
 // A batch: for each record 1, the lengths of key and value as varints, key and value;
-// or 0, the length of the key, and the key, for one that is removed.
+// or 0, the length of the key, and the key, for one that is removed. A batch without
+// records is the last of a store that was closed.
 
 func appendChange(b []byte, c store.Change) []byte {
 	if c.Value == nil {

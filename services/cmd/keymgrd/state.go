@@ -48,12 +48,12 @@ func openState(ctx context.Context, log *slog.Logger, o state, secrets cred.PSKs
 	switch {
 	case errors.Is(err, store.ErrWrongKey):
 		return nil, fmt.Errorf("%w; bring the right key back, or remove %s to negotiate all SAs anew", err, options.Dir)
-	case errors.Is(err, store.ErrDamaged):
+	case errors.Is(err, store.ErrDamaged), errors.Is(err, store.ErrLost):
 		to, moveErr := file.SetAside(options.Dir)
 		if moveErr != nil {
 			return nil, errors.Join(err, moveErr)
 		}
-		log.Error("the stored state cannot be used; all SAs are negotiated anew while workers go on with those they have", "error", err, "moved_to", to)
+		log.Warn("the stored state cannot be used; all SAs are negotiated anew while workers go on with those they have", "error", err, "moved_to", to)
 		s, err = file.Open(options)
 	}
 	if err != nil {
