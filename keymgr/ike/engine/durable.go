@@ -36,7 +36,6 @@ func keyNode(node string) string                { return "n/" + node }
 
 // Bounds of what waits for the disk.
 const (
-	commitPause = 2 * time.Millisecond // between two batches: at most 500 writes a second
 	commitRetry = 250 * time.Millisecond
 	commitLazy  = 100 * time.Millisecond // what nobody waits for is written by then
 	commitMost  = 4 << 20                // octets of one batch, soft
@@ -45,7 +44,7 @@ const (
 )
 
 // durable writes changes down in the order in which they are submitted, many in one
-// batch: whatever comes while the disk is busy travels in the next one. What follows
+// batch: whatever comes while one is written travels in the next. What follows
 // from a change is let out when the change is durable.
 type durable struct {
 	e     *Engine
@@ -133,23 +132,15 @@ func size(changes []store.Change) int {
 // run is the writer. After close it writes what is left, once.
 func (d *durable) run() {
 	for {
-		began := time.Now()
 		group, last := d.take()
-		if len(group) > 0 && !d.commit(group, last) {
+		if len(group) > 0 && !d.commit(group, last) || last {
 			return
 		}
-		if last {
-			return
-		}
-		d.pause(commitPause - time.Since(began))
 	}
 }
 
 // pause waits, unless the engine is closed.
 func (d *durable) pause(t time.Duration) {
-	if t <= 0 {
-		return
-	}
 	timer := time.NewTimer(t)
 	defer timer.Stop()
 	select {
