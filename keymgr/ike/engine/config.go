@@ -54,6 +54,7 @@ type Config struct {
 	PeerQueue     int           // slow jobs waiting per remote address of a node: 64
 	PoolQueue     int           // slow jobs waiting in all, per pool: 16384
 
+	HalfOpenRest         int           // half-open machines before more are kept as octets: 256; below 0 all are
 	HalfOpenCookie       int           // half-open machines before cookies are asked for: 512
 	HalfOpenMax          int           // and before requests are dropped: 32768
 	HalfOpenPrefixCookie int           // the same per remote /24 or /64: 64

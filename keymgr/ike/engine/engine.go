@@ -73,6 +73,9 @@ func (c Config) withDefaults() Config {
 	or(&c.SecretWorkers, 32)
 	or(&c.PeerQueue, 64)
 	or(&c.PoolQueue, 16384)
+	if c.HalfOpenRest == 0 {
+		c.HalfOpenRest = 256
+	}
 	or(&c.HalfOpenCookie, 512)
 	or(&c.HalfOpenMax, 32768)
 	or(&c.HalfOpenPrefixCookie, 64)

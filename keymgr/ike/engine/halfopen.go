@@ -53,6 +53,13 @@ func (h *halfOpen) find(k initKey) *cell {
 	return h.cells[k]
 }
 
+// count is how many there are.
+func (h *halfOpen) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.cells)
+}
+
 // load returns how many there are in all and of a's prefix.
 func (h *halfOpen) load(a netip.Addr) (all, prefix int) {
 	h.mu.Lock()

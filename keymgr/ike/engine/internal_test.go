@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
+	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/ikev2"
 	"github.com/testudo-ipsec/testudo/keymgr/store"
 	"github.com/testudo-ipsec/testudo/keymgr/store/memory"
@@ -164,6 +165,32 @@ func TestSANumbersGoOnAfterThoseThatWereReserved(t *testing.T) {
 	}
 	if e.durable.reserved.Load() != 0 {
 		t.Error("numbers are reserved before anything is written")
+	}
+}
+
+// sleeper is a machine that may rest at any time.
+type sleeper struct{ ike.Machine }
+
+func (sleeper) Rest(dst []byte) ([]byte, bool) { return append(dst, "resting"...), true }
+
+func TestAFewHalfOpenDoNotRest(t *testing.T) {
+	for bound, want := range map[int]int{2: 3, -1: 5} {
+		e, err := New(Config{Machines: ikev2.Machines{}, Secrets: noSecrets{}, Shards: 1, HalfOpenRest: bound})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resting := 0
+		for i := range 5 {
+			c := &cell{initKey: initKey(i + 1), machine: sleeper{}}
+			e.half.add(c)
+			if e.shards[0].rest(c); c.machine == nil && string(c.rest) == "resting" {
+				resting++
+			}
+		}
+		if resting != want {
+			t.Errorf("%d of 5 rest with a bound of %d, want %d", resting, bound, want)
+		}
+		e.Close()
 	}
 }
 

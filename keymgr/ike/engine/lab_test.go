@@ -261,7 +261,7 @@ func (s secrets) PSK(ctx context.Context, ref string) ([]ipsec.Secret, error) {
 }
 
 func newEngine(t testing.TB, change func(*engine.Config)) *engine.Engine {
-	cfg := engine.Config{Machines: ikev2.Machines{}, Secrets: secrets{}, Shards: 2}
+	cfg := engine.Config{Machines: ikev2.Machines{}, Secrets: secrets{}, Shards: 2, HalfOpenRest: -1}
 	if change != nil {
 		change(&cfg)
 	}
