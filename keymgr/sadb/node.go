@@ -21,6 +21,7 @@ type Node struct {
 	installed   int
 
 	changed   map[ipsec.SAID]struct{} // since Changes
+	buf       []byte                  // that SAs are saved into
 	abandoned map[ipsec.SAID]bool     // orphans of this key manager
 	resumed   bool                    // until the first Attach after Restore
 	high      ipsec.SAID              // no ID above it was used by then

@@ -1,6 +1,7 @@
 package sadb
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -43,6 +44,9 @@ func (n *Node) Changes() []Saved {
 	for id := range n.changed {
 		out = append(out, Saved{id, n.save(id)})
 	}
+	if len(out) > 64 { // a map stays as large as it was, and to walk it takes as long
+		n.changed = nil
+	}
 	clear(n.changed)
 	return out
 }
@@ -55,7 +59,11 @@ func (n *Node) change(id ipsec.SAID) {
 }
 
 func (n *Node) save(id ipsec.SAID) []byte {
-	c := archive.Writer(nil)
+	c := archive.Writer(n.buf[:0])
+	defer func() {
+		n.buf = c.Octets()[:0]
+		clear(n.buf[:cap(n.buf)])
+	}()
 	c.Version(savedVersion)
 	kind := uint8(savedSA)
 	e := n.sas[id]
@@ -72,7 +80,7 @@ func (n *Node) save(id ipsec.SAID) []byte {
 	if c.Err() != nil {
 		return nil // more selectors than any peer needs: it will not be resumed
 	}
-	return c.Octets()
+	return bytes.Clone(c.Octets())
 }
 
 func (e *entry) archive(c *archive.Coder) {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -30,9 +31,17 @@ type Store interface {
 //	n/<node>              the worker: the incarnation last seen
 const keyEpoch = "e"
 
-func keyMachine(spi uint64, node string) string { return fmt.Sprintf("m/%016x/%s", spi, node) }
-func keySA(id ipsec.SAID, node string) string   { return fmt.Sprintf("s/%016x/%s", uint64(id), node) }
+func keyMachine(spi uint64, node string) string { return numbered('m', spi, node) }
+func keySA(id ipsec.SAID, node string) string   { return numbered('s', uint64(id), node) }
 func keyNode(node string) string                { return "n/" + node }
+
+func numbered(kind byte, n uint64, node string) string {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], n)
+	key := append(make([]byte, 0, 64), kind, '/')
+	key = append(hex.AppendEncode(key, b[:]), '/')
+	return string(append(key, node...))
+}
 
 // Bounds of what waits for the disk.
 const (

@@ -64,8 +64,8 @@ func (b *inbox) ring() {
 // content is dead.
 func (b *inbox) take(tasks, data []item) ([]item, []item, bool) {
 	const turn = 32
-	clear(tasks[:cap(tasks)])
-	clear(data[:cap(data)])
+	clear(tasks)
+	clear(data)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	tasks, b.tasks = b.tasks, tasks[:0]
