@@ -93,7 +93,7 @@ interop-vm: build ## Talk to peers in virtual machines, whose kernel does ESP an
 	@scripts/deps machines
 	@TESTUDO_MACHINES=1 go test -count 1 -run '^TestMachine$$' ./test/lab
 	@go test -c -o $(OUT)/interop.test ./test/interop
-	@cd test/interop && TESTUDO_MACHINES=1 $(OUT)/interop.test -test.run '^Test(Kernel|OpenIKED)$$' -test.timeout 20m
+	@cd test/interop && TESTUDO_MACHINES=1 $(OUT)/interop.test -test.run '^Test(Kernel|Libreswan|OpenIKED)$$' -test.timeout 40m
 
 .PHONY: model
 model: ## Run 10^5 random schedules of both ends of an IKE SA (2 minutes)

@@ -151,7 +151,7 @@ func TestHostsInTCP(t *testing.T) {
 	if sa := b.onlyIKE("a", "b"); !sa.GetTcp() {
 		t.Errorf("IKE SA %v; want it over TCP", sa)
 	}
-	if n := b.wires[0].Count(lab.ESP) + b.wires[0].Count(lab.IKE); n != 0 {
+	if n := b.wires[0].Count(lab.ESP) + b.wires[0].Count(lab.IKE) + b.wires[0].Count(lab.IKEFragment); n != 0 {
 		t.Errorf("%d packets of ESP and IKE outside of TCP", n)
 	}
 }

@@ -93,7 +93,7 @@ func newBed(t *testing.T, s scenario) *bed {
 	}
 	b.f = fleet.New(t, l, fleet.Options{Hosts: []*lab.Node{b.us.Node}, Secrets: files})
 	b.scenario.peer.ProtectsItself = s.at == pair
-	if !s.iked {
+	if s.other == "" {
 		b.peer = b.them.Node.StartStrongSwanWith(b.scenario.peer, b.conn)
 	}
 	b.f.Apply(b.policy)

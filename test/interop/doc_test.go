@@ -13,6 +13,6 @@
 //
 // In most of them strongSwan's ESP is kernel-libipsec's: tunnel mode in UDP, without
 // ESN. TestKernel has strongSwan in a virtual machine, where the kernel does the rest:
-// transport mode, ESP and AH as IP protocols, ESN. TestOpenIKED has OpenIKED there.
-// `make interop-vm` runs both.
+// transport mode, ESP and AH as IP protocols, ESN. TestOpenIKED has OpenIKED there, and
+// TestLibreswan Libreswan. `make interop-vm` runs all three.
 package interop

@@ -2,6 +2,7 @@ package interop
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -105,7 +106,15 @@ func (b *bed) kernelCarries(want kernelSA) {
 // packet on its way out when its SA is deleted (XfrmOutStateInvalid).
 func (b *bed) requireKernelLoss(p *lab.Probe) {
 	b.Helper()
-	r := p.Stop()
+	r, dropped := p.Stop(), b.kernelDrops()
+	b.Logf("probe: %v; dropped by the peer's kernel on the way out: %d", r, dropped)
+	if r.Lost > dropped {
+		b.Errorf("probe: %v; the peer's kernel says it dropped %d", r, dropped)
+	}
+}
+
+func (b *bed) kernelDrops() uint64 {
+	b.Helper()
 	stat := b.them.Node.Run("cat", "/proc/net/xfrm_stat")
 	m := regexp.MustCompile(`XfrmOutStateInvalid\s+(\d+)`).FindStringSubmatch(stat)
 	if m == nil {
@@ -113,10 +122,7 @@ func (b *bed) requireKernelLoss(p *lab.Probe) {
 	}
 	dropped, err := strconv.ParseUint(m[1], 10, 64)
 	b.must(err)
-	b.Logf("probe: %v; dropped by the peer's kernel on the way out: %d", r, dropped)
-	if r.Lost > dropped {
-		b.Errorf("probe: %v; the peer's kernel says it dropped %d:\n%s", r, dropped, stat)
-	}
+	return dropped
 }
 
 // requireKernelSA compares what both ends have with what was to be agreed on.
@@ -138,4 +144,29 @@ func (b *bed) requireKernelSA(want kernelSA) {
 	if got := fmt.Sprint(sa.GetSuite(), sa.GetEncap()); got != fmt.Sprint(want.suite, want.inUDP) {
 		b.Errorf("we have %v; want %s, in UDP: %t", sa, want.suite, want.inUDP)
 	}
+}
+
+// kernelUp waits until there is one IKE SA with one CHILD SA, another than that of the
+// SPI, whose SPIs are those that the kernel of the peer's machine has.
+func (b *bed) kernelUp(not uint32) (ours *ikeSA) {
+	b.Helper()
+	lab.WaitFor(b, 2*limit, "a CHILD SA that both ends have", func() error {
+		sas := b.f.SAs(b.node)
+		if len(sas) != 1 || len(sas[0].GetChildren()) != 1 || sas[0].GetChildren()[0].GetSpiIn() == not {
+			return fmt.Errorf("we have %v", sas)
+		}
+		ours = sas[0]
+		c := ours.GetChildren()[0]
+		kernel := b.them.Node.Run("ip", "xfrm", "state")
+		for spi, dst := range map[uint32]netip.Addr{c.GetSpiIn(): b.conn.Remote, c.GetSpiOut(): b.conn.Local} {
+			if !strings.Contains(kernel, fmt.Sprintf("dst %s\n\tproto esp spi %#08x", dst, spi)) {
+				return fmt.Errorf("its kernel has no SA %#08x to %s: %s", spi, dst, kernel)
+			}
+		}
+		if n := strings.Count(kernel, "proto esp spi"); n != 2 {
+			return fmt.Errorf("its kernel has %d SAs; want 2: %s", n, kernel)
+		}
+		return nil
+	})
+	return ours
 }

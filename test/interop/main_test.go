@@ -30,9 +30,9 @@ func (r *report) add(s scenario, failed bool) {
 	} else {
 		r.passed++
 	}
-	peer := peerVersion()
-	if s.iked {
-		peer = "OpenIKED"
+	peer := s.other
+	if peer == "" {
+		peer = peerVersion()
 	}
 	fmt.Printf("%s %s: %s, %s, %s\n", verdict, s.fullName(), peer, s.shows, s.role)
 }

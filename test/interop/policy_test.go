@@ -9,6 +9,7 @@ import (
 // policy is our side of a scenario. What is zero has the default in parentheses.
 type policy struct {
 	suites   []string // of IKE (aes256gcm16-prfsha256-x25519)
+	defaults bool     // IKE has the suites of a policy that names none
 	esp      []string // in order of preference, such as aes128-sha256 (the model's default)
 	ah       string   // integrity of AH, instead of ESP (none)
 	pfs      string   // (none)
@@ -74,8 +75,12 @@ func (p policy) yaml(e ends) string {
 	if len(suites) == 0 {
 		suites = []string{defaultSuite}
 	}
-	doc("Policy", "interop", "{keyExchange: {suites: [%s], allowLegacy: %t, dpd: %s}, rules: [{name: swan, filters: between, action: protect, authentication: auth%s}]}",
-		strings.Join(suites, ", "), p.legacy, or(p.dpd, "30s")+p.reauthentication(), p.tunnel())
+	exchange := ""
+	if named := fmt.Sprintf("suites: [%s], ", strings.Join(suites, ", ")); !p.defaults {
+		exchange = named
+	}
+	doc("Policy", "interop", "{keyExchange: {%sallowLegacy: %t, dpd: %s}, rules: [{name: swan, filters: between, action: protect, authentication: auth%s}]}",
+		exchange, p.legacy, or(p.dpd, "30s")+p.reauthentication(), p.tunnel())
 	doc("Assignment", "us", "{policy: interop, to: %s}", e.node)
 	return b.String()
 }

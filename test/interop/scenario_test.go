@@ -34,8 +34,8 @@ type scenario struct {
 	at    topology
 	// strongSwan is in a machine, with the kernel's ESP and AH.
 	kernel bool
-	iked   bool // the peer is OpenIKED instead, in a machine; the steps start it
-	v6     bool // outer addresses, and inner ones too
+	other  string // the peer is this one instead, in a machine; the steps start it
+	v6     bool   // outer addresses, and inner ones too
 	ours   policy
 	swan   func(*lab.SwanConn) // changes the connection that matches the default policy; nil for none
 	peer   lab.SwanOptions

@@ -30,8 +30,9 @@
 // # Machines
 //
 // A node may be a virtual machine (Lab.Machine) with Debian's kernel, which has ESP and
-// AH whatever the host's has. `make interop-vm` unpacks that kernel into out/vm. Programs run
-// in it, through program guest; the test's own sockets do not (Node.Do, Node.Transfer).
+// AH whatever the host's has. `make interop-vm` unpacks that kernel into out/vm, and
+// Libreswan, which cannot be installed beside strongSwan. Programs run in the machine,
+// through program guest; the test's own sockets do not (Node.Do, Node.Transfer).
 //
 // # Limitations
 //

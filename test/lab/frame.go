@@ -15,15 +15,16 @@ const (
 	Cleartext Class = iota // anything that is none of the following
 	ESP                    // raw, or in UDP on port 4500 (RFC 3948 §2.1)
 	AH
-	IKE       // UDP 500, or 4500 behind the non-ESP marker (RFC 3948 §2.2)
-	InTCP     // TCP port 4500 (RFC 9329), whose frames a sniffer of packets does not put together
-	Keepalive // one octet 0xff on 4500 (RFC 3948 §2.3)
-	Neighbor  // ARP, neighbour discovery, multicast listener reports
-	ICMPError // an error about a packet of one of the classes above but Cleartext
+	IKE         // UDP 500, or 4500 behind the non-ESP marker (RFC 3948 §2.2)
+	IKEFragment // the same, with a part of a message (RFC 7383 §2.5)
+	InTCP       // TCP port 4500 (RFC 9329), whose frames a sniffer of packets does not put together
+	Keepalive   // one octet 0xff on 4500 (RFC 3948 §2.3)
+	Neighbor    // ARP, neighbour discovery, multicast listener reports
+	ICMPError   // an error about a packet of one of the classes above but Cleartext
 	classes
 )
 
-var classNames = [classes]string{"cleartext", "ESP", "AH", "IKE", "in TCP", "keepalive", "neighbor", "ICMP error"}
+var classNames = [classes]string{"cleartext", "ESP", "AH", "IKE", "IKE fragment", "in TCP", "keepalive", "neighbor", "ICMP error"}
 
 func (c Class) String() string { return classNames[c] }
 
@@ -155,19 +156,29 @@ func udpPacket(p Packet, header, data []byte) Packet {
 	// A NAT may have changed the port of one end.
 	switch {
 	case src == 500 || dst == 500:
-		if len(data) >= 28 { // an IKE header, RFC 7296 §3.1
-			p.Class = IKE
-		}
+		p.Class = ikeClass(data)
 	case src != 4500 && dst != 4500:
 	case len(data) == 1 && data[0] == 0xff:
 		p.Class = Keepalive
-	case len(data) >= 32 && binary.BigEndian.Uint32(data) == 0:
-		p.Class = IKE
+	case len(data) >= 4 && binary.BigEndian.Uint32(data) == 0:
+		p.Class = ikeClass(data[4:])
 	case len(data) >= 8 && binary.BigEndian.Uint32(data) != 0:
 		p.Class, p.InUDP = ESP, true
 		p.SPI, p.Seq, p.Len = binary.BigEndian.Uint32(data), binary.BigEndian.Uint32(data[4:]), len(data)
 	}
 	return p
+}
+
+// ikeClass reads an IKE header (RFC 7296 §3.1).
+func ikeClass(b []byte) Class {
+	const nextPayload, fragment = 16, 53
+	switch {
+	case len(b) < 28:
+		return Cleartext
+	case b[nextPayload] == fragment:
+		return IKEFragment
+	}
+	return IKE
 }
 
 func (c *classifier) icmp(p Packet, h ipHeader) Packet {

@@ -61,6 +61,8 @@ func TestSnifferClassifiesWhatIsReallySent(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	fragment := make([]byte, 28)
+	fragment[16] = 53 // the next payload is an Encrypted Fragment
 	for _, tc := range []struct {
 		name string
 		want Class
@@ -73,6 +75,8 @@ func TestSnifferClassifiesWhatIsReallySent(t *testing.T) {
 		{"ESP in UDP", ESP, func() { udp(natT, natTB, esp(8, 1, 64)) }},
 		{"IKE on 4500", IKE, func() { udp(natT, natTB, make([]byte, 4+28)) }},
 		{"IKE on 500", IKE, func() { udp(ike, ikeB, make([]byte, 28)) }},
+		{"IKE fragment on 500", IKEFragment, func() { udp(ike, ikeB, fragment) }},
+		{"IKE fragment on 4500", IKEFragment, func() { udp(natT, natTB, append(make([]byte, 4), fragment...)) }},
 		{"keepalive", Keepalive, func() { udp(natT, natTB, []byte{0xff}) }},
 		{"too short for IKE", Cleartext, func() { udp(ike, ikeB, make([]byte, 27)) }},
 		{"another IP protocol", Cleartext, func() { sendRaw(t, p.A, p.B, 253, false, make([]byte, 64)) }},

@@ -21,12 +21,16 @@ var imagePrograms = []string{
 	"charon-systemd", "swanctl", "iked", "ikectl",
 }
 
+// imageLibreswan are programs of the Libreswan that is unpacked beside the kernel.
+var imageLibreswan = []string{"/usr/libexec/ipsec/pluto", "/usr/libexec/ipsec/whack", "/usr/libexec/ipsec/addconn"}
+
 // imageFiles are patterns of what programs read, or load by name, beside those.
 var imageFiles = []string{
 	"/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/protocols",
 	"/usr/lib/x86_64-linux-gnu/libnss_files*", "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1",
 	"/usr/lib/x86_64-linux-gnu/ossl-modules/*",
 	"/usr/lib/ipsec/plugins/*",
+	"/usr/lib/x86_64-linux-gnu/libsoftokn3.*", "/usr/lib/x86_64-linux-gnu/libfreebl*", // of NSS, for Libreswan
 }
 
 // imageModules are patterns of the kernel's modules, without what these need.
@@ -60,7 +64,7 @@ func makeImage(init, kernel string) ([]byte, error) {
 	for _, dir := range []string{"bin", "sbin", "lib", "lib64"} {
 		i["/"+dir] = imageFile{modeLink, []byte("usr/" + dir)}
 	}
-	for _, dir := range []string{"/etc/ipsec.d", "/var/lib", "/var/tmp", "/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/usr/share",
+	for _, dir := range []string{"/etc/ipsec.d/policies", "/var/lib/ipsec/nss", "/var/lib", "/var/tmp", "/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/usr/share",
 		"/var/lib/openiked/empty", "/etc/iked/ca", "/etc/iked/certs", "/etc/iked/crls", "/etc/iked/private", "/etc/iked/pubkeys/fqdn", "/etc/iked/ocsp"} {
 		i.directory(dir)
 	}
@@ -92,6 +96,13 @@ func makeImage(init, kernel string) ([]byte, error) {
 		if err := i.copy(path, path); err != nil {
 			return nil, err
 		}
+	}
+	for _, path := range imageLibreswan {
+		from := filepath.Join(kernel, "libreswan", path)
+		if err := i.copy(path, from); err != nil {
+			return nil, fmt.Errorf("%w; `scripts/deps machines` unpacks it", err)
+		}
+		found = append(found, from)
 	}
 	if err := i.libraries(found); err != nil {
 		return nil, err

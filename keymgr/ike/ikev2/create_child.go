@@ -146,6 +146,20 @@ func (m *Machine) proposeWithin(part *ipsec.Selector, rule string, packet *ipsec
 	return n, nil
 }
 
+// offerExchange offers the key exchanges of the IKE SA besides: a peer may want perfect
+// forward secrecy where our policy does not ask for it, and else has a CHILD SA that
+// works until its first rekey. As a responder we tolerate the same (choose).
+func (n *negotiation) offerExchange(s ipsec.Suite) {
+	n.method = s.KE.ID
+	for i := range n.proposals {
+		p := &n.proposals[i]
+		for _, t := range append([]ipsec.Transform{s.KE}, s.Additional()...) {
+			p.Transforms = append(p.Transforms, t, ipsec.Transform{Type: t.Type}) // or NONE
+		}
+	}
+	n.sa = offer(n.proposals, binary.BigEndian.AppendUint32(nil, uint32(n.spi)))
+}
+
 // startChild starts taskNewChild and taskRekeyChild.
 func (m *Machine) startChild() {
 	t := m.task
@@ -172,6 +186,9 @@ func (m *Machine) startChild() {
 	if old := m.childByID(t.child); t.kind == taskRekeyChild {
 		n.replaces, n.rekeyed, n.old, n.oldProtocol = old.ID, old.Rekeyed+1, old.SPIIn, old.protocol
 		n.resource, n.fills = old.Resource, old.fills
+		if old.Suite.KE.ID != ipsec.KENone && n.method == ipsec.KENone {
+			n.offerExchange(m.suite) // the peer wanted one the last time
+		}
 	} else {
 		n.resource = t.resource
 	}
@@ -206,6 +223,12 @@ func (m *Machine) createChildResponse(msg *message) {
 			m.generate(method)
 			return
 		}
+	}
+	_, ours := m.ruleOf(t.nego.rule.Name) // still, after a restart too
+	if r := msg.refusal(); r != nil && r.Message == wire.NoProposalChosen && t.nego.method == ipsec.KENone && ours {
+		t.nego.offerExchange(m.suite)
+		m.generate(t.nego.method)
+		return
 	}
 	if msg.nonce != nil {
 		t.nego.nr = msg.nonce.Data
@@ -258,7 +281,7 @@ func (m *Machine) childAnswered(msg *message) {
 		return
 	}
 	switch {
-	case c.suite.KE.ID == ipsec.KENone && n.method == ipsec.KENone:
+	case c.suite.KE.ID == ipsec.KENone: // as offered, whether or not a KE payload went with it
 		m.childShared(ipsec.Secret{}, nil)
 	case msg.ke == nil || c.suite.KE.ID != n.method || msg.ke.Method != n.method:
 		m.badChild(n.peerSPI, wire.InvalidKEPayload.String(), "the response's key exchange is not the one asked for")
@@ -372,6 +395,9 @@ func (m *Machine) childRefused(msg *message, refusal *wire.Notify) {
 	case wire.NoProposalChosen:
 		f = compare(f, n.proposals, nil)
 		f.Advice = "the peer accepts none of our ESP suites, or not this mode: compare them with its own"
+		if msg.Exchange == wire.CreateChildSA {
+			f.Advice = "the peer accepts none of our ESP suites, or not this mode, or wants another key exchange (pfs): compare them with its own"
+		}
 	case wire.TSUnacceptable, wire.SinglePairRequired:
 		f.Ours = []string{n.rule.Name + ": " + n.rule.Selector.String()}
 		f.Advice = "the peer has no rule for these selectors: compare them with its own"

@@ -68,15 +68,108 @@ func TestRekeyChild(t *testing.T) {
 }
 
 // A peer that wants PFS where our policy does not ask for it gets it, with the
-// method of the IKE SA: else the CHILD SA would work until its first rekey.
+// method of the IKE SA: else the CHILD SA would work until its first rekey. Where we
+// begin we learn of it from a refusal, and only once (RFC 7296 §1.3.3, §3.3.6).
 func TestRekeyWithMorePFSThanAskedFor(t *testing.T) {
-	n, web, db := connected(t, 1, func(w, d *iketest.Side) { w.PFS = ipsec.KEX25519 })
-	web.Do(ike.RekeyChild{Child: web.Children()[0].ID})
+	for _, who := range []string{"web", "db"} {
+		for _, ke := range []string{"x25519", "modp2048"} {
+			t.Run("by "+who+", "+ke, func(t *testing.T) {
+				n, web, db := connected(t, 1, func(w, d *iketest.Side) {
+					w.IKE = []string{"aes128gcm16-prfsha256-" + ke}
+					d.IKE, w.PFS = w.IKE, parseKE(t, ke)
+				})
+				alwaysDeliverable(t, n, web, db)
+				h, refusals := web, 0
+				if who == "db" {
+					h, refusals = db, 1
+				}
+				for rekeyed := range uint32(3) {
+					h.Do(rekeyChild(h))
+					n.Run(20 * time.Second)
+					if len(web.Failures) != refusals {
+						t.Errorf("rekey %d: web has failures %+v, want %d of them in all", rekeyed+1, web.Failures, refusals)
+					}
+					refused := web.Failures
+					web.Failures = nil
+					once(t, n, web, db, rekeyed+1)
+					web.Failures = refused
+					if got := db.Children()[0].Suite.KE.ID; got != parseKE(t, ke) {
+						t.Errorf("rekey %d: %+v", rekeyed+1, db.Children())
+					}
+				}
+			})
+		}
+	}
+}
+
+// When the peer's policy does not ask for it any more either, it ends.
+func TestPFSThatNobodyAsksForAnyMore(t *testing.T) {
+	n, web, db := connected(t, 1, func(w, _ *iketest.Side) { w.PFS = ipsec.KEX25519 })
+	web.Do(rekeyChild(web))
 	n.Run(20 * time.Second)
 	once(t, n, web, db, 1)
-	if db.Children()[0].Suite.KE.ID != ipsec.KEX25519 {
+	p := *web.Policy
+	p.Rules = slices.Clone(p.Rules)
+	without := *p.Rules[0].Template
+	without.PFS, p.Rules[0].Template = ipsec.KENone, &without
+	web.Policy = &p
+	web.Do(ike.PolicyChanged{Policy: web.Policy})
+	alwaysDeliverable(t, n, web, db)
+	db.Do(rekeyChild(db)) // with a KE payload, which is not answered by one
+	n.Run(20 * time.Second)
+	once(t, n, web, db, 2)
+	if got := db.Children()[0].Suite.KE.ID; got != ipsec.KENone {
 		t.Errorf("%+v", db.Children())
 	}
+}
+
+// The same in an IKE SA with an additional key exchange: the peer takes it or leaves
+// it (RFC 9370 §2.2.1).
+func TestRekeyWithMorePFSThanAskedForInAHybridIKESA(t *testing.T) {
+	for _, pfs := range []string{"x25519", "x25519-ke1_mlkem768"} {
+		t.Run(pfs, func(t *testing.T) {
+			n, web, db := connected(t, 1, func(w, d *iketest.Side) {
+				w.IKE = []string{"aes128gcm16-prfsha256-x25519-ke1_mlkem768"}
+				d.IKE, w.ESP = w.IKE, []string{"aes128gcm16-" + pfs}
+			})
+			alwaysDeliverable(t, n, web, db)
+			db.Do(rekeyChild(db))
+			n.Run(20 * time.Second)
+			web.Failures = nil // it has refused the first request
+			once(t, n, web, db, 1)
+			if got := db.Children()[0].Suite.String(); got != "aes128gcm16-"+pfs+"-esn" {
+				t.Errorf("the CHILD SA has %s", got)
+			}
+		})
+	}
+}
+
+// A peer whose method is neither: the CHILD SA stays, and its operator learns that the
+// key exchange may be why.
+func TestRekeyWithAnotherPFS(t *testing.T) {
+	n, web, db := connected(t, 1, func(w, _ *iketest.Side) { w.PFS = parseKE(t, "ecp256") })
+	db.Do(rekeyChild(db))
+	n.Run(20 * time.Second)
+	mustBeUp(t, n, web, db)
+	if f := db.Failure(); f.Why != "NO_PROPOSAL_CHOSEN" || !strings.Contains(f.Advice, "pfs") || !strings.Contains(strings.Join(f.Ours, " "), "x25519") {
+		t.Errorf("%+v", f)
+	}
+	if n := strings.Count(n.LadderText(0), "CREATE_CHILD_SA request"); n != 2 {
+		t.Errorf("%d requests, want one without a key exchange and one with", n)
+	}
+}
+
+func rekeyChild(h *iketest.Host) ike.RekeyChild {
+	return ike.RekeyChild{Child: h.Children()[0].ID}
+}
+
+func parseKE(t *testing.T, name string) uint16 {
+	t.Helper()
+	p, err := ipsec.ParseProposal(ipsec.ProtocolESP, "aes128gcm16-"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.OfType(ipsec.TransformKE)[0].ID
 }
 
 // RFC 7296 §2.18: the new IKE SA inherits the CHILD SAs.

@@ -70,8 +70,9 @@ func pkcs1(n string) (algorithm []byte, also [][]byte) {
 }
 
 // pss names the hashes and the salt: leaving them out means SHA-1. The hash's own
-// parameters are NULL, or absent (RFC 4055 §2.1). The trailer is written in RFC 7427
-// A.4.3, and left out by who follows DER, as strongSwan does: it has a default.
+// parameters are NULL, or absent (RFC 4055 §2.1). The trailer, which has a default, is
+// left out by a signer and read either way (RFC 4055 §3.1), though RFC 7427 A.4.3 writes
+// it: Libreswan compares octets.
 func pss(hash string, salt byte) (algorithm []byte, also [][]byte) {
 	with := func(null, trailer string) []byte {
 		h := sequence(oidSHA2, hash, null)
@@ -80,7 +81,7 @@ func pss(hash string, salt byte) (algorithm []byte, also [][]byte) {
 			der(0xa2, "\x02\x01", string([]byte{salt})), trailer)))
 	}
 	trailer := der(0xa3, "\x02\x01\x01")
-	return with(derNull, trailer), [][]byte{with(derNull, ""), with("", trailer), with("", "")}
+	return with(derNull, ""), [][]byte{with(derNull, trailer), with("", ""), with("", trailer)}
 }
 
 func ecdsaWith(n string) []byte { return []byte(sequence(oidECDSA, n)) }
