@@ -62,67 +62,92 @@ var encrRows = map[uint16]encrRow{
 //
 // A Cipher is not safe for concurrent use.
 type Cipher struct {
-	next uint64 // the IV of the next Seal, AEAD only; see NextIV
-	k    *cipherKeys
+	alg         *ipsec.Algorithm
+	encr, integ ipsec.Transform
+	ske, ska    ipsec.Secret // its maker's: to be wiped by it, when the Cipher is not used any more
+	next        uint64       // the IV of the next Seal, AEAD only; see NextIV
+	icv         int
+	k           *cipherKeys // nil at rest
 }
 
 // cipherKeys keeps all that is secret behind pointers of its own; see doc.go.
 type cipherKeys struct {
-	alg   *ipsec.Algorithm
 	block cipher.Block
 	integ *Integ // with block
 	aead  cipher.AEAD
 	ctr   bool      // block is in counter mode
 	nonce *[12]byte // salt | IV (RFC 5282 §4, RFC 7634 §2, RFC 3686 §4)
-	icv   int
 }
 
 // NewCipher makes the cipher of one direction from its SK_e, with the salt after
 // the key for an AEAD (RFC 5282 §7.1), and its SK_a. With an AEAD integ is the
 // zero Transform or NONE, and ska is empty.
 func NewCipher(encr, integ ipsec.Transform, ske, ska ipsec.Secret) (*Cipher, error) {
-	row, a, err := find(ipsec.TransformENCR, encr, encrRows)
+	c := &Cipher{encr: encr, integ: integ, ske: ske, ska: ska, next: 1}
+	if err := c.prepare(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// prepare expands the keys: to ten times their size, which is why Rest is there.
+func (c *Cipher) prepare() error {
+	row, a, err := find(ipsec.TransformENCR, c.encr, encrRows)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := keyLength("SK_e", a, ske); err != nil {
-		return nil, err
+	if err := keyLength("SK_e", a, c.ske); err != nil {
+		return err
 	}
-	k := &cipherKeys{alg: a, icv: a.ICVLen}
-	key := ske.Reveal()
+	k := &cipherKeys{}
+	c.alg, c.icv = a, a.ICVLen
+	key := c.ske.Reveal()
+	if row.counter || row.aead != nil {
+		k.nonce = new([12]byte)
+		copy(k.nonce[:], key[a.KeyLen:])
+	}
 	if row.aead != nil {
-		if integ.ID != ipsec.IntegNone || !ska.IsZero() {
-			return nil, fmt.Errorf("%s protects integrity itself; got %s and an SK_a of %d octets, want neither (RFC 5282 §8)", a.Name, integ, ska.Len())
+		if c.integ.ID != ipsec.IntegNone || !c.ska.IsZero() {
+			return fmt.Errorf("%s protects integrity itself; got %s and an SK_a of %d octets, want neither (RFC 5282 §8)", a.Name, c.integ, c.ska.Len())
 		}
 		if k.aead, err = row.aead(key[:a.KeyLen], a.ICVLen); err != nil {
-			return nil, fmt.Errorf("%s: %w", a.Name, err)
+			return fmt.Errorf("%s: %w", a.Name, err)
 		}
-		k.nonce = new([12]byte)
-		copy(k.nonce[:], key[a.KeyLen:])
-		return &Cipher{next: 1, k: k}, nil
+		c.k = k
+		return nil
 	}
 	if k.block, err = row.block(key[:a.KeyLen]); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.Name, err)
+		return fmt.Errorf("%s: %w", a.Name, err)
 	}
-	if k.ctr = row.counter; k.ctr {
-		k.nonce = new([12]byte)
-		copy(k.nonce[:], key[a.KeyLen:])
+	k.ctr = row.counter
+	if k.integ, err = NewInteg(c.integ, c.ska); err != nil {
+		return fmt.Errorf("%s needs integrity protection: %w", a.Name, err)
 	}
-	if k.integ, err = NewInteg(integ, ska); err != nil {
-		return nil, fmt.Errorf("%s needs integrity protection: %w", a.Name, err)
+	c.icv, c.k = k.integ.ICVLen(), k
+	return nil
+}
+
+// Rest gives up the memory of the expanded keys, until the Cipher is used again.
+func (c *Cipher) Rest() { c.k = nil }
+
+// keys are the expanded keys.
+func (c *Cipher) keys() *cipherKeys {
+	if c.k == nil {
+		if err := c.prepare(); err != nil {
+			panic("suite: " + err.Error()) // NewCipher has done the same
+		}
 	}
-	k.icv = k.integ.ICVLen()
-	return &Cipher{next: 1, k: k}, nil
+	return c.k
 }
 
 // IVLen is the length of the explicit IV in octets.
-func (c *Cipher) IVLen() int { return c.k.alg.IVLen }
+func (c *Cipher) IVLen() int { return c.alg.IVLen }
 
 // ICVLen is the length of the ICV in octets.
-func (c *Cipher) ICVLen() int { return c.k.icv }
+func (c *Cipher) ICVLen() int { return c.icv }
 
 // Block is the multiple, in octets, to which padding fills the plaintext.
-func (c *Cipher) Block() int { return c.k.alg.Block }
+func (c *Cipher) Block() int { return c.alg.Block }
 
 // Overhead is the most that Seal adds to a plaintext.
 func (c *Cipher) Overhead() int { return c.IVLen() + c.Block() + c.ICVLen() }
@@ -154,23 +179,23 @@ func (c *Cipher) NextIV() uint64 { return c.next }
 // SetNextIV moves the counter forward; it refuses to go back.
 func (c *Cipher) SetNextIV(n uint64) error {
 	if n < c.next {
-		return fmt.Errorf("IV counter of %s set to %d, want at least %d: an IV is never used twice", c.k.alg.Name, n, c.next)
+		return fmt.Errorf("IV counter of %s set to %d, want at least %d: an IV is never used twice", c.alg.Name, n, c.next)
 	}
 	c.next = n
 	return nil
 }
 
 // use is the nonce with an IV.
-func (k *cipherKeys) use(iv []byte) []byte {
-	n := k.alg.SaltLen + copy(k.nonce[k.alg.SaltLen:], iv)
-	return k.nonce[:n:n]
+func (c *Cipher) use(iv []byte) []byte {
+	n := c.alg.SaltLen + copy(c.k.nonce[c.alg.SaltLen:], iv)
+	return c.k.nonce[:n:n]
 }
 
 // xor encrypts or decrypts in counter mode: the counter block is nonce, IV and a
 // number that starts at 1 (RFC 5930 §2, RFC 3686 §4).
-func (k *cipherKeys) xor(iv, b []byte) {
-	block := append(k.use(iv), 0, 0, 0, 1)
-	cipher.NewCTR(k.block, block).XORKeyStream(b, b)
+func (c *Cipher) xor(iv, b []byte) {
+	block := append(c.use(iv), 0, 0, 0, 1)
+	cipher.NewCTR(c.k.block, block).XORKeyStream(b, b)
 }
 
 // Seal appends the protected form of plaintext (the chain of IKE payloads) to
@@ -178,14 +203,14 @@ func (k *cipherKeys) xor(iv, b []byte) {
 // message is built in place; plaintext must not share memory with dst. random
 // gives the IV in CBC mode and is not read otherwise.
 func (c *Cipher) Seal(random io.Reader, dst, aad, plaintext []byte) ([]byte, error) {
-	k := c.k
+	k := c.keys()
 	if k.nonce != nil && c.next == math.MaxUint64 {
-		return nil, fmt.Errorf("%s: all IVs of this key are used; rekey the IKE SA", k.alg.Name)
+		return nil, fmt.Errorf("%s: all IVs of this key are used; rekey the IKE SA", c.alg.Name)
 	}
 	start, n := len(dst), c.SealedLen(len(plaintext))
 	out := slices.Grow(dst, n)[:start+n]
 	body := out[start:]
-	iv, inner := body[:c.IVLen()], body[c.IVLen():n-k.icv]
+	iv, inner := body[:c.IVLen()], body[c.IVLen():n-c.icv]
 	clear(inner[copy(inner, plaintext):])
 	inner[len(inner)-1] = byte(c.padding(len(plaintext)))
 
@@ -195,18 +220,18 @@ func (c *Cipher) Seal(random io.Reader, dst, aad, plaintext []byte) ([]byte, err
 	}
 	switch {
 	case k.aead != nil:
-		k.aead.Seal(inner[:0], k.use(iv), inner, aad)
+		k.aead.Seal(inner[:0], c.use(iv), inner, aad)
 		return out, nil
 	case k.ctr:
-		k.xor(iv, inner)
+		c.xor(iv, inner)
 	default:
 		// Unpredictable, not only unique (RFC 7296 §3.14).
 		if _, err := io.ReadFull(random, iv); err != nil {
-			return nil, fmt.Errorf("random IV for %s: %w", k.alg.Name, err)
+			return nil, fmt.Errorf("random IV for %s: %w", c.alg.Name, err)
 		}
 		cipher.NewCBCEncrypter(k.block, iv).CryptBlocks(inner, inner)
 	}
-	k.integ.Sum(body[:n-k.icv], aad, body[:n-k.icv])
+	k.integ.Sum(body[:n-c.icv], aad, body[:n-c.icv])
 	return out, nil
 }
 
@@ -215,27 +240,27 @@ func (c *Cipher) Seal(random io.Reader, dst, aad, plaintext []byte) ([]byte, err
 // memory with body. On an error (ErrIntegrity or ErrPadding) nothing is
 // appended.
 func (c *Cipher) Open(dst, aad, body []byte) ([]byte, error) {
-	k := c.k
+	k := c.keys()
 	least := c.SealedLen(0)
 	if len(body) < least || (len(body)-least)%c.Block() != 0 {
-		return nil, fmt.Errorf("%w: encrypted payload of %d octets, want %d or more in steps of %d for %s", ErrIntegrity, len(body), least, c.Block(), k.alg.Name)
+		return nil, fmt.Errorf("%w: encrypted payload of %d octets, want %d or more in steps of %d for %s", ErrIntegrity, len(body), least, c.Block(), c.alg.Name)
 	}
 	iv, sealed := body[:c.IVLen()], body[c.IVLen():]
 	start := len(dst)
 	var out []byte
 	if k.aead != nil {
 		var err error
-		if out, err = k.aead.Open(dst, k.use(iv), sealed, aad); err != nil {
-			return nil, fmt.Errorf("%w: %s", ErrIntegrity, k.alg.Name)
+		if out, err = k.aead.Open(dst, c.use(iv), sealed, aad); err != nil {
+			return nil, fmt.Errorf("%w: %s", ErrIntegrity, c.alg.Name)
 		}
 	} else {
-		end := len(body) - k.icv
+		end := len(body) - c.icv
 		if !k.integ.Verify(body[end:], aad, body[:end]) {
-			return nil, fmt.Errorf("%w: %s", ErrIntegrity, k.alg.Name)
+			return nil, fmt.Errorf("%w: %s", ErrIntegrity, c.alg.Name)
 		}
 		out = append(dst, body[c.IVLen():end]...)
 		if k.ctr {
-			k.xor(iv, out[start:])
+			c.xor(iv, out[start:])
 		} else {
 			cipher.NewCBCDecrypter(k.block, iv).CryptBlocks(out[start:], out[start:])
 		}

@@ -269,6 +269,7 @@ func TestAnIVIsUsedOnce(t *testing.T) {
 		}
 		for range 10 {
 			seal(c)
+			c.Rest()
 		}
 		// Written out and read back.
 		again := testCipher(t, s, 1)
@@ -287,6 +288,26 @@ func TestAnIVIsUsedOnce(t *testing.T) {
 		}
 		if _, err := again.Seal(nil, nil, nil, nil); err == nil {
 			t.Errorf("%s: sealed after the last IV", s)
+		}
+	}
+}
+
+// A cipher that has rested opens and seals as one that has not.
+func TestACipherIsTheSameAfterRest(t *testing.T) {
+	for _, s := range cipherSuites {
+		from, to := testCipher(t, s, 1), testCipher(t, s, 1)
+		for range 3 {
+			body, err := from.Seal(rand.Reader, nil, []byte("aad"), []byte("plain"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := to.Open(nil, []byte("aad"), body); err != nil || string(got) != "plain" {
+				t.Errorf("%s: got %q, error %v", s, got, err)
+			}
+			if from.Rest(); from.SealedLen(5) != len(body) || from.ICVLen() != to.ICVLen() {
+				t.Errorf("%s: at rest it seals 5 octets as %d, want %d", s, from.SealedLen(5), len(body))
+			}
+			to.Rest()
 		}
 	}
 }

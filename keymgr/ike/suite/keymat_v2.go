@@ -85,7 +85,6 @@ func NewIKEKeys(s ipsec.Suite, skeyseed ipsec.Secret, ni, nr []byte, spiI, spiR 
 	if err != nil {
 		return IKEKeys{}, err
 	}
-	defer stream.Wipe()
 	take := taker(stream)
 	return IKEKeys{
 		SKd:  take(p.Size()),
@@ -154,7 +153,6 @@ func NewChildKeys(p PRF, child ipsec.Suite, skd, shared ipsec.Secret, ni, nr []b
 	if err != nil {
 		return ChildKeys{}, err
 	}
-	defer keymat.Wipe()
 	take := taker(keymat)
 	return ChildKeys{EncrI: take(encr), IntegI: take(integ), EncrR: take(encr), IntegR: take(integ)}, nil
 }
@@ -199,11 +197,11 @@ func keyLengths(s ipsec.Suite) (encr, integ int, err error) {
 	return e.KeyLen + e.SaltLen, i.KeyLen + i.SaltLen, nil
 }
 
-// taker hands out copies of consecutive stretches of a key stream.
+// taker hands out consecutive stretches of a key stream, which is theirs afterwards.
 func taker(stream ipsec.Secret) func(n int) ipsec.Secret {
 	rest := stream.Reveal()
 	return func(n int) ipsec.Secret {
-		k := ipsec.CopySecret(rest[:n])
+		k := ipsec.NewSecret(rest[:n:n])
 		rest = rest[n:]
 		return k
 	}
@@ -224,10 +222,12 @@ func AuthPSK(p PRF, psk ipsec.Secret, signed []byte) ([]byte, error) {
 	if psk.IsZero() {
 		return nil, errEmptyPSK
 	}
-	pad := ipsec.NewSecret(p.Sum(psk, []byte("Key Pad for IKEv2")))
+	pad := ipsec.NewSecret(p.Sum(psk, keyPad))
 	defer pad.Wipe()
 	return p.Sum(pad, signed), nil
 }
+
+var keyPad = []byte("Key Pad for IKEv2")
 
 // VerifyPSK reports, in constant time, whether auth is the peer's AUTH value.
 func VerifyPSK(p PRF, psk ipsec.Secret, signed, auth []byte) bool {

@@ -2,7 +2,6 @@ package suite
 
 import (
 	"crypto/aes"
-	"crypto/hmac"
 	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -14,42 +13,52 @@ import (
 	"github.com/testudo-ipsec/testudo/ipsec/mac"
 )
 
+// keyed is a PRF under one key. After Sum it takes nothing more before Reset, and
+// after free nothing at all.
+type keyed interface {
+	Reset()
+	Write(b []byte) (int, error)
+	Sum(dst []byte) []byte
+	free()
+}
+
 // prfRow makes a PRF with a key of any length.
 type prfRow struct {
-	keyed func(key []byte) hash.Hash
+	keyed func(key []byte) keyed
 	size  int
 	aes   bool // RFC 7296 §2.14 treats these two specially
 }
 
-func hmacRow(h func() hash.Hash) prfRow {
-	return prfRow{keyed: func(key []byte) hash.Hash { return hmac.New(h, key) }, size: h().Size()}
-}
-
 // The HMACs of RFC 4868 §2.1.2 are not truncated.
-var prfRows = map[uint16]prfRow{
-	ipsec.PRFHMACSHA2256: hmacRow(sha256.New),
-	ipsec.PRFHMACSHA2384: hmacRow(sha512.New384),
-	ipsec.PRFHMACSHA2512: hmacRow(sha512.New),
+var prfRows = map[uint16]*prfRow{
+	ipsec.PRFHMACSHA2256: {keyed: hmacOf(sha256.New), size: sha256.Size},
+	ipsec.PRFHMACSHA2384: {keyed: hmacOf(sha512.New384), size: sha512.Size384},
+	ipsec.PRFHMACSHA2512: {keyed: hmacOf(sha512.New), size: sha512.Size},
 	ipsec.PRFAES128XCBC:  {keyed: aesPRF(ipsec.IntegAESXCBC96, true), size: aes.BlockSize, aes: true},
 	ipsec.PRFAES128CMAC:  {keyed: aesPRF(ipsec.IntegAESCMAC96, false), size: aes.BlockSize, aes: true},
-	ipsec.PRFHMACSHA1:    hmacRow(sha1.New),
-	ipsec.PRFHMACMD5:     hmacRow(md5.New),
+	ipsec.PRFHMACSHA1:    {keyed: hmacOf(sha1.New), size: sha1.Size},
+	ipsec.PRFHMACMD5:     {keyed: hmacOf(md5.New), size: md5.Size},
 }
+
+// keyedMAC is a MAC of IPsec as a PRF.
+type keyedMAC struct{ hash.Hash }
+
+func (keyedMAC) free() {}
 
 // aesPRF is AES-XCBC-PRF-128 (RFC 4434) or AES-CMAC-PRF-128 (RFC 4615): the MAC of
 // IPsec, whole, with a key that is made 16 octets long first. The former fills a
 // short one up with zeros (RFC 4434 §2); all others become the MAC of themselves
 // under a key of zeros.
-func aesPRF(integ uint16, fill bool) func(key []byte) hash.Hash {
+func aesPRF(integ uint16, fill bool) func(key []byte) keyed {
 	a, ok := ipsec.LookupAlgorithm(ipsec.Transform{Type: ipsec.TransformINTEG, ID: integ})
-	with := func(key []byte) hash.Hash {
+	with := func(key []byte) keyed {
 		h, err := mac.New(a, key)
 		if err != nil || !ok {
 			panic("suite: " + err.Error()) // a wrong literal in prfRows
 		}
-		return h
+		return keyedMAC{h}
 	}
-	return func(key []byte) hash.Hash {
+	return func(key []byte) keyed {
 		switch n := len(key); {
 		case n < aes.BlockSize && fill:
 			key = append(key[:n:n], make([]byte, aes.BlockSize-n)...)
@@ -64,7 +73,7 @@ func aesPRF(integ uint16, fill bool) func(key []byte) hash.Hash {
 
 // PRF is a negotiated pseudorandom function. It holds no key; copies are alike
 // and it is safe for concurrent use. The zero value is not usable.
-type PRF struct{ row prfRow }
+type PRF struct{ row *prfRow }
 
 // NewPRF makes the PRF of a transform.
 func NewPRF(t ipsec.Transform) (PRF, error) {
@@ -88,10 +97,11 @@ func (p PRF) seedNonce(n []byte) []byte {
 // Sum is prf(key, parts[0] | parts[1] | ...).
 func (p PRF) Sum(key ipsec.Secret, parts ...[]byte) []byte {
 	m := p.row.keyed(key.Reveal())
+	defer m.free()
 	for _, b := range parts {
 		m.Write(b)
 	}
-	return m.Sum(nil)
+	return m.Sum(make([]byte, 0, p.row.size))
 }
 
 // Plus is the first n octets of prf+(key, seed) (RFC 7296 §2.13), which is not
@@ -101,13 +111,15 @@ func (p PRF) Plus(key ipsec.Secret, seed []byte, n int) (ipsec.Secret, error) {
 		return ipsec.Secret{}, fmt.Errorf("prf+ for %d octets: want 0 to %d (RFC 7296 §2.13)", n, 255*p.row.size)
 	}
 	m := p.row.keyed(key.Reveal())
+	defer m.free()
 	out := make([]byte, 0, n+p.row.size)
+	number := []byte{1}
 	var previous []byte
-	for i := byte(1); len(out) < n; i++ {
+	for ; len(out) < n; number[0]++ {
 		m.Reset()
 		m.Write(previous)
 		m.Write(seed)
-		m.Write([]byte{i})
+		m.Write(number)
 		start := len(out)
 		out = m.Sum(out)
 		previous = out[start:]

@@ -2,7 +2,13 @@ package suite
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/md5"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
+	"hash"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +23,33 @@ func TestPRFVectorsOfRFC4231(t *testing.T) {
 			want := v[2+j]
 			if !strings.HasPrefix(got, want) || len(want) < 32 {
 				t.Errorf("test case %d, %s: got %s, want %s", i+1, name, got, want)
+			}
+		}
+	}
+}
+
+// One HMAC serves many keys, one after the other, and nothing of a key is left in it.
+func TestHMACOfKeysOfAnyLength(t *testing.T) {
+	for name, h := range map[string]func() hash.Hash{"prfmd5": md5.New, "prfsha1": sha1.New, "prfsha256": sha256.New, "prfsha384": sha512.New384, "prfsha512": sha512.New} {
+		p := newPRF(t, name)
+		for _, n := range []int{1, h().Size(), 200, h().BlockSize(), h().BlockSize() + 1, 3, 0} {
+			key := bytes.Repeat([]byte{0xd7}, n)
+			m := hmac.New(h, key)
+			m.Write([]byte("one, two"))
+			if got := p.Sum(ipsec.CopySecret(key), []byte("one"), nil, []byte(", two")); !hmac.Equal(got, m.Sum(nil)) {
+				t.Errorf("%s with a key of %d octets: got %x, want %x", name, n, got, m.Sum(nil))
+			}
+			k := p.row.keyed(key).(*keyedHash)
+			k.Write([]byte("secret"))
+			k.Sum(nil)
+			k.free()
+			for what, b := range map[string][]byte{"inner": k.inner, "outer": k.outer, "sum": k.sum, "sum's array": k.sum[:cap(k.sum)]} {
+				if !bytes.Equal(b, make([]byte, len(b))) {
+					t.Errorf("%s with a key of %d octets leaves %s %x", name, n, what, b)
+				}
+			}
+			if got, empty := k.hash.Sum(nil), h().Sum(nil); !bytes.Equal(got, empty) {
+				t.Errorf("%s with a key of %d octets leaves a hash that has begun", name, n)
 			}
 		}
 	}
