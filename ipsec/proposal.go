@@ -37,8 +37,17 @@ type Proposal struct {
 
 // OfType returns the transforms of one type, in order of preference.
 func (p Proposal) OfType(t TransformType) []Transform {
-	var out []Transform
-	for _, x := range p.Transforms {
+	is := func(x Transform) bool { return x.Type == t }
+	first := slices.IndexFunc(p.Transforms, is)
+	if first < 0 {
+		return nil
+	}
+	n := 1
+	for first+n < len(p.Transforms) && p.Transforms[first+n].Type == t {
+		n++
+	}
+	out := p.Transforms[first : first+n : first+n]
+	for _, x := range p.Transforms[first+n:] { // none, as a rule: one type after the other
 		if x.Type == t {
 			out = append(out, x)
 		}

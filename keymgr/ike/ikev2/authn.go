@@ -73,6 +73,11 @@ func kinds(p ipsec.Peer, of func(ipsec.AuthMethod) bool) []string {
 	return out
 }
 
+// hasKind reports that a kind is among them.
+func hasKind(p ipsec.Peer, of func(ipsec.AuthMethod) bool, kind string) bool {
+	return slices.ContainsFunc(p.Auth, func(a ipsec.AuthMethod) bool { return a.Name() == kind && of(a) })
+}
+
 func usesCertificates(ps []ipsec.Peer) bool {
 	return slices.ContainsFunc(ps, func(p ipsec.Peer) bool {
 		return slices.ContainsFunc(p.Auth, func(a ipsec.AuthMethod) bool { return a.Certificate != nil })
@@ -147,6 +152,9 @@ func (m *Machine) certReq() []wire.Payload {
 // announce tells the peer how it may prove itself (RFC 9593), where there is a
 // choice to be made.
 func (m *Machine) announce() []wire.Payload {
+	if !slices.ContainsFunc(m.known(), func(p ipsec.Peer) bool { return hasKind(p, ipsec.AuthMethod.Remote, kindCertificate) }) {
+		return nil
+	}
 	var as []wire.Announcement
 	var said []string
 	for _, p := range m.known() {
@@ -164,9 +172,6 @@ func (m *Machine) announce() []wire.Payload {
 				as = append(as, suite.Announcements()...)
 			}
 		}
-	}
-	if !slices.Contains(said, kindCertificate) {
-		return nil
 	}
 	return []wire.Payload{wire.AnnounceNotify(as)}
 }
@@ -360,7 +365,7 @@ func (m *Machine) judge(msg *message) {
 	m.first.judged = msg
 	id := msg.sender().Body()
 	switch kind := kindOf(msg.auth.Method); {
-	case !slices.Contains(kinds(m.peer, ipsec.AuthMethod.Remote), kind):
+	case !hasKind(m.peer, ipsec.AuthMethod.Remote, kind):
 		m.notProven(WhyUnsupported, fmt.Sprintf("the peer authenticates with %s, the policy for peer %s accepts %s", msg.auth.Method, m.peer.Name, list(kinds(m.peer, ipsec.AuthMethod.Remote))),
 			"configure one of these on the peer, or add the peer's to our policy")
 	case kind == kindPSK:

@@ -114,9 +114,7 @@ func (m *Machine) newChild(n *negotiation, secrets []ipsec.Secret) (uint64, erro
 		c.dieAt = m.now.Add(life.TimeHard)
 	}
 	c.inAsked = true
-	id := m.nextID()
-	m.emit(ike.Install{ID: id, SAs: []ipsec.SA{in}})
-	return id, nil
+	return m.install(in), nil
 }
 
 // describe adds the CHILD SA of a negotiation, with nothing installed.
@@ -154,10 +152,21 @@ func (m *Machine) jitter(l ipsec.Lifetime) ipsec.Lifetime {
 
 // installOut asks the worker for the outbound SA.
 func (m *Machine) installOut(c *child) uint64 {
-	id := m.nextID()
 	c.outAsked = true
-	m.emit(ike.Install{ID: id, SAs: []ipsec.SA{*c.out}})
+	out := *c.out
 	c.out = nil
+	return m.install(out)
+}
+
+// install asks the worker for SAs, and returns the ID of the effect.
+func (m *Machine) install(sas ...ipsec.SA) uint64 {
+	id := m.nextID()
+	for _, sa := range sas {
+		if c := m.childByID(sa.Child); c != nil {
+			c.asked = append(c.asked, asked{id, sa})
+		}
+	}
+	m.emit(ike.Install{ID: id, SAs: sas, Unproven: m.unproven()})
 	return id
 }
 

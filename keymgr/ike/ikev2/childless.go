@@ -11,9 +11,7 @@ import (
 // that says so. CHILD SAs follow by CREATE_CHILD_SA.
 
 // childlessSupported is the notify; its protocol "MUST be 1" (§4).
-func childlessSupported() *wire.Notify {
-	return &wire.Notify{Protocol: wire.ProtocolID(ipsec.ProtocolIKE), Message: wire.ChildlessSupported}
-}
+var childlessSupported = &wire.Notify{Protocol: wire.ProtocolID(ipsec.ProtocolIKE), Message: wire.ChildlessSupported}
 
 // connect is the command.
 func (m *Machine) connect() {

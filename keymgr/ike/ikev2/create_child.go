@@ -73,7 +73,10 @@ type negotiation struct {
 
 // payloads are our half of the negotiation.
 func (n *negotiation) payloads() []wire.Payload {
-	var ps []wire.Payload
+	return n.appendPayloads(make([]wire.Payload, 0, usualPayloads))
+}
+
+func (n *negotiation) appendPayloads(ps []wire.Payload) []wire.Payload {
 	tsi, tsr := n.remote, n.local
 	if n.initiator {
 		tsi, tsr = tsr, tsi

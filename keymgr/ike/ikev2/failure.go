@@ -145,10 +145,8 @@ func diff(o ipsec.Proposal, t wire.Proposal) (ds []ike.TransformDiff, score int)
 	if wire.ProtocolID(o.Protocol) != t.Protocol {
 		return nil, -1
 	}
-	types := typesOf(o, t)
-	slices.Sort(types)
-	for _, typ := range types {
-		_, _, ok := matchType(o.OfType(typ), theirsOf(t, typ))
+	for _, typ := range slices.Sorted(typesOf(o, t)) {
+		_, _, ok := matchType(o.OfType(typ), theirsOf(nil, t, typ))
 		d := ike.TransformDiff{Type: typ.String(), Matches: ok}
 		for _, x := range o.OfType(typ) {
 			d.Ours = append(d.Ours, x.String())

@@ -60,9 +60,7 @@ type reassembly struct {
 }
 
 // fragmentationSupported is the announcement for IKE_SA_INIT (§2.3).
-func fragmentationSupported() wire.Payload {
-	return &wire.Notify{Message: wire.IKEv2FragmentationSupported}
-}
+var fragmentationSupported = &wire.Notify{Message: wire.IKEv2FragmentationSupported}
 
 // collected is what there is of a message, nil for nothing. outOfWindow has seen to
 // it that a response has its task, and that a request is within the window.
@@ -201,7 +199,7 @@ type plain struct {
 
 // plainOf is the message of payloads.
 func plainOf(x wire.ExchangeType, id uint32, response bool, ps []wire.Payload) plain {
-	return plain{exchange: x, id: id, response: response, first: wire.First(ps), octets: wire.AppendPayloads(nil, ps)}
+	return plain{exchange: x, id: id, response: response, first: wire.First(ps), octets: wire.AppendPayloads(make([]byte, 0, usualMessage), ps)}
 }
 
 // seal makes the datagrams of a protected message: one with SK (RFC 7296 §3.14),
@@ -211,8 +209,7 @@ func (m *Machine) seal(p plain) [][]byte {
 	if !m.frag.agreed || m.path.TCP || m.tx.SealedLen(len(p.octets)) <= room {
 		return [][]byte{m.sealPart(p, &wire.Encrypted{PayloadType: wire.TypeSK, Inner: p.first}, p.octets)}
 	}
-	const numbers = 4 // octets of Fragment Number and Total Fragments
-	size := m.tx.MaxPlaintext(room - numbers)
+	size := m.tx.MaxPlaintext(room - wire.NumbersLen)
 	total := (len(p.octets) + size - 1) / size
 	out := make([][]byte, 0, total)
 	for i, rest := 1, p.octets; i <= total; i++ {
@@ -229,9 +226,8 @@ func (m *Machine) seal(p plain) [][]byte {
 
 // sealPart makes the datagram of one SK or SKF payload.
 func (m *Machine) sealPart(p plain, e *wire.Encrypted, part []byte) []byte {
-	e.Body = make([]byte, m.tx.SealedLen(len(part)))
-	b := wire.AppendMessage(nil, m.header(p.exchange, p.id, p.response), []wire.Payload{e})
-	aad := b[:len(b)-len(e.Body)]
+	n := m.tx.SealedLen(len(part))
+	aad := e.AppendHead(make([]byte, 0, wire.HeaderLen+wire.GenericLen+wire.NumbersLen+n), m.header(p.exchange, p.id, p.response), n)
 	out, err := m.tx.Seal(m.env.Rand, aad, aad, part)
 	if err != nil {
 		// The randomness failed, or 2^64 messages were sent: see random.

@@ -2,7 +2,6 @@ package ikev2
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike"
@@ -130,7 +129,7 @@ func (m *Machine) authRequest(msg *message) {
 func (m *Machine) refuseStranger() {
 	msg := m.serve.auth.msg
 	if p, ok := m.whoIs(msg, ""); ok {
-		if kind := kindOf(msg.auth.Method); kind == kindCertificate && slices.Contains(kinds(p, ipsec.AuthMethod.Remote), kind) {
+		if kind := kindOf(msg.auth.Method); kind == kindCertificate && hasKind(p, ipsec.AuthMethod.Remote, kind) {
 			m.refuseAuth(WhyPeerID, fmt.Sprintf("the identity %s is not one that the policy accepts: it is outside the peerIdentity of the certificate methods of peer %s", msg.idi.Identity, p.Name),
 				"change certificate.peerIdentity if this peer is meant, or the identity on the peer")
 			return
@@ -163,7 +162,7 @@ func (m *Machine) whoIs(msg *message, kind string) (ipsec.Peer, bool) {
 			if msg.idr != nil && !p.LocalID.IsZero() && !msg.idr.Identity.Equal(p.LocalID) {
 				continue
 			}
-			if kind != "" && !slices.Contains(kinds(p, ipsec.AuthMethod.Remote), kind) {
+			if kind != "" && !hasKind(p, ipsec.AuthMethod.Remote, kind) {
 				continue
 			}
 			if kind == kindCertificate && !namedBy(p, msg.idi.Identity) {
@@ -189,8 +188,8 @@ func (m *Machine) refuseAuth(why, detail, advice string) {
 // that refuses it; with neither when none was asked for.
 func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	own := m.serve.auth.own
-	ps := append([]wire.Payload{&wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID}}, own.certPayloads()...)
-	ps = append(ps, own.auth)
+	ps := append(make([]wire.Payload, 0, usualPayloads), &wire.ID{PayloadType: wire.TypeIDr, Identity: m.localID})
+	ps = append(append(ps, own.certPayloads()...), own.auth)
 	ps = append(ps, m.tokenPayload(m.spiI, m.spiR)...)
 	ps = append(ps, m.grantWindow())
 	if m.first.ppk.applied {
@@ -200,7 +199,7 @@ func (m *Machine) answerAuth(n *negotiation, refusal *wire.Notify) {
 	case refusal != nil:
 		ps = append(ps, refusal)
 	case n != nil:
-		ps = append(ps, n.payloads()...)
+		ps = n.appendPayloads(ps)
 	}
 	m.readMobike(m.serve.auth.msg)
 	m.takeToken(m.serve.auth.msg)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -37,7 +38,7 @@ type firstContact struct {
 	ni, nr    []byte
 	request   []byte // the messages as they were on the wire: both are signed
 	response  []byte
-	answer    *choice
+	answer    choice
 	cookie    []byte
 	cookies   int // COOKIE answers followed
 	methods   int // INVALID_KE_PAYLOAD answers followed
@@ -98,8 +99,10 @@ func (m *Machine) sendInit(err error) {
 	}
 	ps = append(ps, offer(m.peer.Proposals, nil), &wire.KE{Method: m.task.half.Method, Data: m.task.half.Public}, &wire.Nonce{Data: f.ni})
 	ps = append(ps, m.natNotifies(m.spiI, 0, m.path)...)
-	ps = append(ps, fragmentationSupported())
-	ps = append(ps, intermediateSupported(additional(m.peer.Proposals))...)
+	ps = append(ps, fragmentationSupported)
+	if additional(m.peer.Proposals) {
+		ps = append(ps, intermediateSupported)
+	}
 	ps = append(ps, m.hashNotify()...)
 	ps = append(ps, m.usePPK()...)
 	f.request = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, false), ps)
@@ -164,16 +167,20 @@ func (m *Machine) initRequest(msg *message) {
 		m.end("no candidate peer")
 		return
 	}
-	var ours []ipsec.Proposal
-	for _, p := range m.candidates {
-		ours = append(ours, p.Proposals...)
-	}
 	theirs := msg.sa
 	if msg.notify(wire.IntermediateExchangeSupported) == nil {
 		theirs = withoutAdditional(theirs)
 	}
-	c, ok := choose(ours, theirs, 0, ipsec.Suite{})
+	var c choice
+	ok := slices.ContainsFunc(m.candidates, func(p ipsec.Peer) (ok bool) {
+		c, ok = choose(p.Proposals, theirs, 0, ipsec.Suite{})
+		return ok
+	})
 	if !ok {
+		var ours []ipsec.Proposal
+		for _, p := range m.candidates {
+			ours = append(ours, p.Proposals...)
+		}
 		m.refuseInit(&wire.Notify{Message: wire.NoProposalChosen})
 		f := m.failure(wire.IKESAInit, wire.NoProposalChosen.String(), "none of the peer's IKE proposals is ours", "")
 		if len(m.candidates) == 1 {
@@ -190,7 +197,7 @@ func (m *Machine) initRequest(msg *message) {
 	}
 	m.state = stateConnecting
 	m.spiR = m.newSPI()
-	m.first = &firstContact{ni: msg.nonce.Data, nr: m.random(32), request: msg.raw, answer: &c, reply: msg.path, public: msg.ke.Data}
+	m.first = &firstContact{ni: msg.nonce.Data, nr: m.random(32), request: msg.raw, answer: c, reply: msg.path, public: msg.ke.Data}
 	m.first.more.methods = methodsOf(c.suite)
 	m.first.offer.read(msg)
 	m.first.ppk.asked = msg.notify(wire.UsePPK) != nil
@@ -228,21 +235,24 @@ func (m *Machine) answerInit(a ike.KeyExchanged) {
 	}
 	f.skeyseed = suite.SKEYSEED(prf, f.ni, f.nr, a.Shared)
 	a.Shared.Wipe()
-	ps := []wire.Payload{&wire.SA{Proposals: []wire.Proposal{f.answer.proposal}},
-		&wire.KE{Method: f.answer.suite.KE.ID, Data: a.Public}, &wire.Nonce{Data: f.nr}}
+	ps := append(make([]wire.Payload, 0, usualPayloads), &wire.SA{Proposals: []wire.Proposal{f.answer.proposal}},
+		&wire.KE{Method: f.answer.suite.KE.ID, Data: a.Public}, &wire.Nonce{Data: f.nr})
 	ps = append(ps, m.natNotifies(m.spiI, m.spiR, f.reply)...)
 	if m.frag.agreed {
-		ps = append(ps, fragmentationSupported())
+		ps = append(ps, fragmentationSupported)
 	}
-	ps = append(ps, intermediateSupported(len(f.more.methods) > 0)...)
-	ps = append(ps, childlessSupported())
+	if len(f.more.methods) > 0 {
+		ps = append(ps, intermediateSupported)
+	}
+	ps = append(ps, childlessSupported)
 	ps = append(ps, m.certReq()...)
 	ps = append(ps, m.hashNotify()...)
 	ps = append(ps, m.announce()...)
 	ps = append(ps, m.usePPK()...)
-	f.response = wire.AppendMessage(nil, m.header(wire.IKESAInit, 0, true), ps)
+	b := wire.AppendMessage(make([]byte, 0, usualMessage), m.header(wire.IKESAInit, 0, true), ps)
+	f.response = bytes.Clone(b)
 	m.window = window{next: 0, expected: 1}
-	m.emit(ike.Send{Path: f.reply, Data: bytes.Clone(f.response)})
+	m.emit(ike.Send{Path: f.reply, Data: b})
 }
 
 // initResponse is the initiator's side.
@@ -302,7 +312,7 @@ func (m *Machine) initResponse(msg *message) {
 			"configure the peer with the PPK "+m.peer.PPK.ID+", or set required: false"))
 		return
 	}
-	f.answer, f.nr, f.response = &c, msg.nonce.Data, msg.raw
+	f.answer, f.nr, f.response = c, msg.nonce.Data, msg.raw
 	f.more.methods = methodsOf(c.suite)
 	f.offer = authOffer{ours: f.offer.ours} // not what a response that was dropped has said
 	f.offer.read(msg)

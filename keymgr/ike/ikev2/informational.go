@@ -2,7 +2,6 @@ package ikev2
 
 import (
 	"github.com/testudo-ipsec/testudo/ipsec"
-	"github.com/testudo-ipsec/testudo/keymgr/ike"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
 
@@ -113,8 +112,7 @@ func (m *Machine) informationalRequest(msg *message) {
 		}
 	}
 	if len(outs) > 0 {
-		m.serve.wait = m.nextID()
-		m.emit(ike.Install{ID: m.serve.wait, SAs: outs})
+		m.serve.wait = m.install(outs...)
 		return
 	}
 	m.answerDelete(nil)

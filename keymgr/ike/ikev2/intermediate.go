@@ -49,12 +49,7 @@ func methodsOf(s ipsec.Suite) []uint16 {
 }
 
 // intermediateSupported is the announcement for IKE_SA_INIT (RFC 9242 §3.1).
-func intermediateSupported(yes bool) []wire.Payload {
-	if !yes {
-		return nil
-	}
-	return []wire.Payload{&wire.Notify{Message: wire.IntermediateExchangeSupported}}
-}
+var intermediateSupported = &wire.Notify{Message: wire.IntermediateExchangeSupported}
 
 // nextIntermediate is the initiator's next step before IKE_AUTH.
 func (m *Machine) nextIntermediate() {

@@ -215,6 +215,7 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 	m.serveEarly()
 	m.takeTurns()
 	m.startNext()
+	m.settleDown()
 	// Kept no longer than they are needed: they hold datagrams, and this machine may
 	// be one of a hundred thousand.
 	effects := m.effects
@@ -222,11 +223,17 @@ func (m *Machine) Handle(now time.Time, ev ike.Event) []ike.Effect {
 	return effects
 }
 
+// settleDown gives up the expanded keys while no exchange is under way.
+func (m *Machine) settleDown() {
+	if m.state == stateEstablished && m.serve == nil && len(m.flight) == 0 {
+		m.tx.Rest()
+		m.rx.Rest()
+	}
+}
+
 func (m *Machine) emit(e ike.Effect) {
-	if f, ok := e.(ike.Install); ok {
-		m.noteInstall(f)
-		f.Unproven = m.unproven()
-		e = f
+	if m.effects == nil {
+		m.effects = make([]ike.Effect, 0, 4) // most events have no more
 	}
 	m.effects = append(m.effects, e)
 }

@@ -7,6 +7,12 @@ import (
 	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 )
 
+// Room for what most messages have, so that it is made once.
+const (
+	usualPayloads = 16
+	usualMessage  = 512 // octets
+)
+
 // row says which payloads a message must and may have, and who handles it.
 // Payloads that it does not name are not shown to the handler. A response that
 // carries an error notify need not have the required ones.

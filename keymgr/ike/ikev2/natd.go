@@ -42,26 +42,24 @@ func (n nat) String() string {
 
 // natHash is the data of a NAT_DETECTION notify. SHA-1 is prescribed; nothing
 // depends on its strength, because the notify is not authenticated by it.
-func natHash(spiI, spiR uint64, a netip.AddrPort) []byte {
-	h := sha1.New()
-	b := binary.BigEndian.AppendUint64(nil, spiI)
+func natHash(spiI, spiR uint64, a netip.AddrPort) [sha1.Size]byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 8+8+16+2), spiI)
 	b = binary.BigEndian.AppendUint64(b, spiR)
 	b = append(b, a.Addr().Unmap().AsSlice()...)
-	h.Write(binary.BigEndian.AppendUint16(b, a.Port()))
-	return h.Sum(nil)
+	return sha1.Sum(binary.BigEndian.AppendUint16(b, a.Port()))
 }
 
 // natNotifies announces where this message is sent from and to. With forced
 // encapsulation the source hash is wrong on purpose: the peer then sees a NAT in
 // front of us, and encapsulates too.
 func (m *Machine) natNotifies(spiI, spiR uint64, p ike.Path) []wire.Payload {
-	source := natHash(spiI, spiR, p.Local)
+	source, destination := natHash(spiI, spiR, p.Local), natHash(spiI, spiR, p.Remote)
 	if m.nat.forced {
-		source = m.random(sha1.Size)
+		copy(source[:], m.random(len(source)))
 	}
 	return []wire.Payload{
-		&wire.Notify{Message: wire.NATDetectionSourceIP, Data: source},
-		&wire.Notify{Message: wire.NATDetectionDestinationIP, Data: natHash(spiI, spiR, p.Remote)},
+		&wire.Notify{Message: wire.NATDetectionSourceIP, Data: source[:]},
+		&wire.Notify{Message: wire.NATDetectionDestinationIP, Data: destination[:]},
 	}
 }
 
@@ -69,16 +67,17 @@ func (m *Machine) natNotifies(spiI, spiR uint64, p ike.Path) []wire.Payload {
 // with. A peer without them does not do NAT traversal.
 func (m *Machine) detectNAT(msg *message) {
 	var sources, matched, destinations, here int
+	source, destination := natHash(msg.SPIi, msg.SPIr, msg.path.Remote), natHash(msg.SPIi, msg.SPIr, msg.path.Local)
 	for _, n := range msg.notifies {
 		switch n.Message {
 		case wire.NATDetectionSourceIP:
 			sources++
-			if bytes.Equal(n.Data, natHash(msg.SPIi, msg.SPIr, msg.path.Remote)) {
+			if bytes.Equal(n.Data, source[:]) {
 				matched++
 			}
 		case wire.NATDetectionDestinationIP:
 			destinations++
-			if bytes.Equal(n.Data, natHash(msg.SPIi, msg.SPIr, msg.path.Local)) {
+			if bytes.Equal(n.Data, destination[:]) {
 				here++
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -49,16 +50,20 @@ func choose(ours []ipsec.Proposal, theirs *wire.SA, spiLen int, tolerated ipsec.
 
 func match(o ipsec.Proposal, t wire.Proposal, tolerated ipsec.Suite) (choice, bool) {
 	c := choice{suite: ipsec.Suite{Protocol: o.Protocol}, proposal: wire.Proposal{Number: t.Number, Protocol: t.Protocol, SPI: t.SPI}}
-	for _, typ := range typesOf(o, t) {
+	var buf [8]ipsec.Transform
+	for typ := range typesOf(o, t) {
 		ours := o.OfType(typ)
 		if also := tolerated.KeyExchange(typ); len(ours) == 0 && also != ipsec.KENone {
 			ours = []ipsec.Transform{{Type: typ}, {Type: typ, ID: also}}
 		}
-		picked, sent, ok := matchType(ours, theirsOf(t, typ))
+		picked, sent, ok := matchType(ours, theirsOf(buf[:0], t, typ))
 		if !ok {
 			return choice{}, false
 		}
 		if sent {
+			if c.proposal.Transforms == nil {
+				c.proposal.Transforms = make([]wire.Transform, 0, 4) // most have no more
+			}
 			c.proposal.Transforms = append(c.proposal.Transforms, wire.Transform{Transform: picked})
 		}
 		if picked.ID == 0 {
@@ -120,9 +125,9 @@ func matchType(ours, theirs []ipsec.Transform) (picked ipsec.Transform, sent, ok
 }
 
 // theirsOf are the peer's transforms of one type, without those that carry an
-// attribute we do not know: they "MUST NOT" be chosen (RFC 7296 §3.3.6).
-func theirsOf(p wire.Proposal, typ ipsec.TransformType) []ipsec.Transform {
-	var out []ipsec.Transform
+// attribute we do not know: they "MUST NOT" be chosen (RFC 7296 §3.3.6). They are
+// appended to out, which is empty.
+func theirsOf(out []ipsec.Transform, p wire.Proposal, typ ipsec.TransformType) []ipsec.Transform {
 	unknown := false
 	for _, t := range p.Transforms {
 		if t.Type != typ {
@@ -134,26 +139,29 @@ func theirsOf(p wire.Proposal, typ ipsec.TransformType) []ipsec.Transform {
 		}
 		out = append(out, t.Transform)
 	}
-	if unknown && out == nil {
-		return []ipsec.Transform{{Type: typ, ID: 0xffff}} // present, and nothing of it is ours
+	if unknown && len(out) == 0 {
+		return append(out, ipsec.Transform{Type: typ, ID: 0xffff}) // present, and nothing of it is ours
 	}
 	return out
 }
 
-func typesOf(o ipsec.Proposal, t wire.Proposal) []ipsec.TransformType {
-	var out []ipsec.TransformType
-	add := func(typ ipsec.TransformType) {
-		if !slices.Contains(out, typ) {
-			out = append(out, typ)
+// typesOf are the types of transforms that either proposal has, each once, ours first.
+func typesOf(o ipsec.Proposal, t wire.Proposal) iter.Seq[ipsec.TransformType] {
+	return func(yield func(ipsec.TransformType) bool) {
+		var seen [256]bool
+		for _, x := range o.Transforms {
+			if !seen[x.Type] && !yield(x.Type) {
+				return
+			}
+			seen[x.Type] = true
+		}
+		for _, x := range t.Transforms {
+			if !seen[x.Type] && !yield(x.Type) {
+				return
+			}
+			seen[x.Type] = true
 		}
 	}
-	for _, x := range o.Transforms {
-		add(x.Type)
-	}
-	for _, x := range t.Transforms {
-		add(x.Type)
-	}
-	return out
 }
 
 // accept checks the responder's choice: exactly one of our proposals, with one
@@ -206,9 +214,9 @@ func (m *Machine) childProposals(t *ipsec.Template, createChild bool) []ipsec.Pr
 // IKE_AUTH without key exchanges (RFC 7296 §1.2), in CREATE_CHILD_SA with the
 // methods the proposal names or else the template's PFS.
 func childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
-	var out []ipsec.Proposal
+	out := make([]ipsec.Proposal, 0, len(t.Proposals))
 	for _, p := range t.Proposals {
-		q := ipsec.Proposal{Protocol: p.Protocol}
+		q := ipsec.Proposal{Protocol: p.Protocol, Transforms: make([]ipsec.Transform, 0, len(p.Transforms)+2)}
 		for _, x := range p.Transforms {
 			if x.Type != ipsec.TransformKE && !x.Type.AdditionalKE() || createChild {
 				q.Transforms = append(q.Transforms, x)
@@ -229,9 +237,15 @@ func childProposals(t *ipsec.Template, createChild bool) []ipsec.Proposal {
 // does not do IKE_INTERMEDIATE, without which there is no additional key exchange
 // (RFC 9370 §2.2.1).
 func withoutAdditional(sa *wire.SA) *wire.SA {
+	has := func(p wire.Proposal) bool {
+		return slices.ContainsFunc(p.Transforms, func(t wire.Transform) bool { return t.Type.AdditionalKE() && t.ID != ipsec.KENone })
+	}
+	if !slices.ContainsFunc(sa.Proposals, has) {
+		return sa
+	}
 	out := &wire.SA{}
 	for _, p := range sa.Proposals {
-		if !slices.ContainsFunc(p.Transforms, func(t wire.Transform) bool { return t.Type.AdditionalKE() && t.ID != ipsec.KENone }) {
+		if !has(p) {
 			out.Proposals = append(out.Proposals, p)
 		}
 	}

@@ -199,13 +199,12 @@ func (m *Machine) open(h wire.Header, b []byte) (c content, why string, err erro
 	if h.Next != wire.TypeSK && h.Next != wire.TypeSKF {
 		return content{}, WhyUnprotected, nil
 	}
-	_, ps, err := wire.Parse(b)
+	sk, err := wire.ParseEncrypted(h, b)
 	if err != nil {
 		return content{}, WhyMalformed, nil
 	}
-	sk := ps[0].(*wire.Encrypted)
 	if h.Next == wire.TypeSKF {
-		if why := m.unwanted(h, sk); why != "" {
+		if why := m.unwanted(h, &sk); why != "" {
 			return content{}, why, nil
 		}
 	}

@@ -508,15 +508,6 @@ type asked struct {
 	sa ipsec.SA
 }
 
-// noteInstall keeps what is asked of the worker.
-func (m *Machine) noteInstall(f ike.Install) {
-	for _, sa := range f.SAs {
-		if c := m.childByID(sa.Child); c != nil {
-			c.asked = append(c.asked, asked{f.ID, sa})
-		}
-	}
-}
-
 // noteInstalled forgets it when the worker has answered.
 func (m *Machine) noteInstalled(id uint64) {
 	for _, c := range m.children {

@@ -31,8 +31,10 @@ type window struct {
 // grantWindow tells the peer that it may have more requests under way.
 func (m *Machine) grantWindow() wire.Payload {
 	m.window.size = windowSize
-	return &wire.Notify{Message: wire.SetWindowSize, Data: binary.BigEndian.AppendUint32(nil, windowSize)}
+	return setWindowSize
 }
+
+var setWindowSize = &wire.Notify{Message: wire.SetWindowSize, Data: binary.BigEndian.AppendUint32(nil, windowSize)}
 
 // takeWindow takes the window that the peer grants: "you can only increase it"
 // (RFC 7296 §2.3).

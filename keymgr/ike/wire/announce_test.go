@@ -77,7 +77,7 @@ func FuzzAuthentication(f *testing.F) {
 	f.Add(uint8(TypeAUTH), []byte{14, 0, 0, 0, 2, 0x30, 0, 1})
 	f.Add(uint8(TypeNotify), []byte{0, 0, 0x40, 0x3b, 2, 2, 3, 9, 1})
 	f.Fuzz(func(t *testing.T, typ uint8, b []byte) {
-		p, err := parsePayload(PayloadType(typ), b)
+		p, err := parsePayload(PayloadType(typ), b, new([]Notify))
 		if err != nil {
 			return
 		}

@@ -115,7 +115,7 @@ func (s SignatureAuth) Append(dst []byte) []byte {
 
 // ParseSignatureAuth reads it.
 func ParseSignatureAuth(b []byte) (SignatureAuth, error) {
-	r := &reader{b: b, what: "AUTH of method 14"}
+	r := &reader{b: b, payload: TypeAUTH, part: " of method 14"}
 	s := SignatureAuth{Algorithm: r.bytes(int(r.u8()))}
 	s.Signature = r.rest()
 	if r.err == nil && (len(s.Algorithm) == 0 || len(s.Signature) == 0) {

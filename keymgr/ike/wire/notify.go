@@ -146,8 +146,8 @@ func (p *Notify) String() string {
 	return fmt.Sprintf("N(%s)", p.Message)
 }
 
-func parseNotify(r *reader) *Notify {
-	p := &Notify{Protocol: r.u8()}
+func parseNotify(r *reader) Notify {
+	p := Notify{Protocol: r.u8()}
 	size := int(r.u8())
 	p.Message = NotifyType(r.u16())
 	p.SPI = r.bytes(size)

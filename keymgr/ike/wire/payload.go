@@ -30,18 +30,21 @@ const (
 	TypeSKF      PayloadType = 53
 )
 
-var payloadNames = map[PayloadType]string{
+// payloadNames are those of the payloads that are understood.
+var payloadNames = [...]string{
 	TypeSA: "SA", TypeKE: "KE", TypeIDi: "IDi", TypeIDr: "IDr", TypeCERT: "CERT", TypeCERTREQ: "CERTREQ",
 	TypeAUTH: "AUTH", TypeNonce: "N", TypeNotify: "NOTIFY", TypeDelete: "D", TypeVendorID: "V", TypeTSi: "TSi",
 	TypeTSr: "TSr", TypeSK: "SK", TypeCP: "CP", TypeEAP: "EAP", TypeSKF: "SKF",
 }
 
 func (t PayloadType) String() string {
-	if n, ok := payloadNames[t]; ok {
-		return n
+	if t.known() {
+		return payloadNames[t]
 	}
 	return fmt.Sprintf("PAYLOAD-%d", uint8(t))
 }
+
+func (t PayloadType) known() bool { return int(t) < len(payloadNames) && payloadNames[t] != "" }
 
 // Payload is one payload of a message.
 type Payload interface {
@@ -124,7 +127,8 @@ func Parse(b []byte) (Header, []Payload, error) {
 
 // ParsePayloads walks a chain of payloads, of a message or inside SK.
 func ParsePayloads(next PayloadType, b []byte) ([]Payload, error) {
-	var out []Payload
+	all, notifies := count(next, b)
+	out, room := make([]Payload, 0, all), make([]Notify, 0, notifies)
 	var unsupported *Error
 	for next != TypeNone {
 		if len(out) == MaxPayloads {
@@ -151,18 +155,18 @@ func ParsePayloads(next PayloadType, b []byte) ([]Payload, error) {
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, p)
+			out = append(out, &p)
 			next = TypeNone
 			continue
 		}
-		p, err := parsePayload(t, body)
+		p, err := parsePayload(t, body, &room)
 		if err != nil {
 			return nil, err
 		}
 		// RFC 7296 §2.5: the critical bit counts only where the payload type is
 		// not understood, and then the whole message is refused. The walk goes on,
 		// because a malformed message is INVALID_SYNTAX first.
-		if _, known := payloadNames[t]; !known && critical && unsupported == nil {
+		if !t.known() && critical && unsupported == nil {
 			unsupported = &Error{Notify: UnsupportedCriticalPayload, Data: []byte{byte(t)},
 				Detail: fmt.Sprintf("payload type %d is critical and not known here", uint8(t))}
 		}
@@ -177,8 +181,25 @@ func ParsePayloads(next PayloadType, b []byte) ([]Payload, error) {
 	return out, nil
 }
 
-func parsePayload(t PayloadType, body []byte) (Payload, error) {
-	r := &reader{b: body, what: t.String()}
+// count tells how much room the payloads of a chain take, so that most messages take
+// one allocation for the list and one for all notifies; what is malformed ends it.
+func count(next PayloadType, b []byte) (all, notifies int) {
+	for next != TypeNone && all < MaxPayloads && len(b) >= GenericLen {
+		n := int(binary.BigEndian.Uint16(b[2:]))
+		if n < GenericLen || n > len(b) {
+			break
+		}
+		if all++; next == TypeNotify {
+			notifies++
+		}
+		next, b = PayloadType(b[0]), b[n:]
+	}
+	return all, notifies
+}
+
+// parsePayload reads one payload. A notify is put into what count has made room for.
+func parsePayload(t PayloadType, body []byte, notifies *[]Notify) (Payload, error) {
+	r := &reader{b: body, payload: t}
 	var p Payload
 	switch t {
 	case TypeSA:
@@ -196,7 +217,8 @@ func parsePayload(t PayloadType, body []byte) (Payload, error) {
 	case TypeNonce:
 		p = parseNonce(r)
 	case TypeNotify:
-		p = parseNotify(r)
+		*notifies = append(*notifies, parseNotify(r))
+		p = &(*notifies)[len(*notifies)-1]
 	case TypeDelete:
 		p = parseDelete(r)
 	case TypeVendorID:

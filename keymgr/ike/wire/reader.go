@@ -21,14 +21,15 @@ func syntax(format string, args ...any) *Error {
 // reader takes octets off the front of a slice. After the first failure it
 // yields zeros, so that a decoder checks err once, at its end.
 type reader struct {
-	b    []byte
-	what string
-	err  *Error
+	b       []byte
+	payload PayloadType
+	part    string // of the payload, as in " proposal"
+	err     *Error
 }
 
 func (r *reader) fail(format string, args ...any) {
 	if r.err == nil {
-		r.err = syntax(r.what+": "+format, args...)
+		r.err = syntax(r.payload.String()+r.part+": "+format, args...)
 		r.b = nil
 	}
 }

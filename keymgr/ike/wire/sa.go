@@ -100,6 +100,7 @@ type Attribute struct {
 }
 
 const (
+	transformLen  = 8 // octets without attributes
 	attrKeyLength = 14
 	attrShort     = 0x8000 // AF bit
 )
@@ -166,28 +167,31 @@ func parseSA(r *reader) *SA {
 
 // substructure takes one proposal or transform: the marker, a reserved octet,
 // the length, and the octets that the length covers.
-func (r *reader) substructure(kind string, marker uint8) (body reader, last bool) {
+func (r *reader) substructure(part string, marker uint8) (body reader, last bool) {
 	m := r.u8()
 	r.u8()
 	n := int(r.u16())
 	if r.err == nil && m != 0 && m != marker {
-		r.fail("%s starts with %d, want 0 or %d", kind, m, marker)
+		r.fail("%s starts with %d, want 0 or %d", part[1:], m, marker)
 	}
 	if r.err == nil && n < 4 {
-		r.fail("%s length %d", kind, n)
+		r.fail("%s length %d", part[1:], n)
 	}
 	b := r.bytes(n - 4)
-	return reader{b: b, what: r.what + " " + kind, err: r.err}, m == 0
+	return reader{b: b, payload: r.payload, part: part, err: r.err}, m == 0
 }
 
 func parseProposal(r *reader) (Proposal, bool) {
-	body, last := r.substructure("proposal", 2)
+	body, last := r.substructure(" proposal", 2)
 	b := &body
 	p := Proposal{Number: b.u8(), Protocol: b.u8()}
 	spiLen, count := int(b.u8()), int(b.u8())
 	p.SPI = b.bytes(spiLen)
 	if count > MaxTransforms {
 		b.fail("%d transforms, at most %d", count, MaxTransforms)
+	}
+	if b.err == nil && count > 0 {
+		p.Transforms = make([]Transform, 0, min(count, len(b.b)/transformLen))
 	}
 	for i := 0; i < count && b.err == nil; i++ {
 		t, end := parseTransform(b)
@@ -203,7 +207,7 @@ func parseProposal(r *reader) (Proposal, bool) {
 }
 
 func parseTransform(r *reader) (Transform, bool) {
-	body, last := r.substructure("transform", 3)
+	body, last := r.substructure(" proposal transform", 3)
 	b := &body
 	var t Transform
 	t.Type = ipsec.TransformType(b.u8())

@@ -73,7 +73,7 @@ func parseTS(t PayloadType, r *reader) *TS {
 		if length < 8 {
 			r.fail("selector length %d", length)
 		}
-		b := reader{b: r.bytes(length - 4), what: r.what, err: r.err}
+		b := reader{b: r.bytes(length - 4), payload: r.payload, err: r.err}
 		size := 0
 		switch kind {
 		case tsIPv4:

@@ -69,6 +69,26 @@ func TestEveryPayloadReadsBackAsWritten(t *testing.T) {
 	}
 }
 
+// A message of one SK or SKF payload is written and read as any other.
+func TestEncryptedMessagesAreWrittenAndReadAlone(t *testing.T) {
+	h := Header{SPIi: 1, SPIr: 2, Exchange: IKEAuth, Flags: FlagResponse, MessageID: 7}
+	for _, p := range []*Encrypted{
+		{PayloadType: TypeSK, Inner: TypeIDi, Body: []byte("sealed")},
+		{PayloadType: TypeSK, Body: []byte{}},
+		{PayloadType: TypeSKF, Inner: TypeIDi, Fragment: 1, Total: 3, Body: []byte("sealed")},
+	} {
+		want := AppendMessage(nil, h, []Payload{p})
+		b := append(p.AppendHead(nil, h, len(p.Body)), p.Body...)
+		if !bytes.Equal(b, want) {
+			t.Errorf("%s:\n got %x\nwant %x", p, b, want)
+		}
+		got, err := ParseEncrypted(Header{Next: p.PayloadType}, b)
+		if err != nil || !reflect.DeepEqual(&got, p) {
+			t.Errorf("%s reads back as %s, error %v", p, &got, err)
+		}
+	}
+}
+
 func TestDescribeShowsNoKeyMaterial(t *testing.T) {
 	h := Header{SPIi: 1, Exchange: IKESAInit, Flags: FlagInitiator}
 	s := Describe(h, []Payload{
@@ -194,6 +214,11 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, ps, err := Parse(b)
+		if h.Version != 0 && (h.Next == TypeSK || h.Next == TypeSKF) {
+			if _, bad := ParseEncrypted(h, b); (bad == nil) != (err == nil) {
+				t.Fatalf("read alone: %v, else: %v", bad, err)
+			}
+		}
 		if err != nil {
 			return
 		}
