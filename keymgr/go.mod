@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	filippo.io/bigmod v0.1.0
+	filippo.io/edwards25519 v1.2.0
 	github.com/cloudflare/circl v1.6.5
 	github.com/hashicorp/vault/api v1.23.0
 	github.com/testudo-ipsec/testudo/ipsec v0.0.0

@@ -2,12 +2,15 @@ package suite
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"strconv"
 	"testing"
 	"testing/iotest"
+
+	"github.com/cloudflare/circl/dh/x25519"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 )
@@ -46,6 +49,65 @@ func TestCurve25519VectorOfRFC8031AppendixA(t *testing.T) {
 		unhex(t, "48d5ddd4 061257ba 166fa3f9 bbdb74f1 a4e81c08 9384fa77 f790709f 0dfbc766"),
 		unhex(t, "0be7c1f5 aad87d7e 44866267 3298a443 478b8597 45179eaf 564c79c0 ef6eee25"),
 		unhex(t, "c7495060 7a12327f 3204d94b 6825bfb0 68b7f831 9a9e3708 ed3d43ce 8130c950"))
+}
+
+// RFC 7748 §6.1, and §5.2 with a thousand iterations.
+func TestCurve25519VectorsOfRFC7748(t *testing.T) {
+	i := restored(t, ipsec.KEX25519, "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+	r := restored(t, ipsec.KEX25519, "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+	checkPair(t, i, r,
+		unhex(t, "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"),
+		unhex(t, "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"),
+		unhex(t, "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"))
+	k := append([]byte{9}, make([]byte, 31)...)
+	u := k
+	for n := 1; n <= 1000; n++ {
+		next, err := agreeX25519((*x25519.Key)(k), u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if public := publicX25519((*x25519.Key)(k)); n == 1 && !bytes.Equal(public, next) {
+			t.Fatalf("as a multiple of the base point got %x, want %x", public, next)
+		}
+		k, u = next, k
+		want := map[int]string{1: "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079", 1000: "684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51"}[n]
+		if want != "" && !bytes.Equal(k, unhex(t, want)) {
+			t.Fatalf("after %d iterations got %x, want %s", n, k, want)
+		}
+	}
+}
+
+// Two other implementations, with random keys, those that clamping changes most, and
+// their peers' values.
+func TestCurve25519IsThatOfTheStandardLibrary(t *testing.T) {
+	keys := [][]byte{make([]byte, 32), bytes.Repeat([]byte{0xff}, 32), append([]byte{7}, make([]byte, 31)...)}
+	for range 1000 {
+		keys = append(keys, draw(t, 32))
+	}
+	peer, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys {
+		want, err := ecdh.X25519().NewPrivateKey(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret, err := want.ECDH(peer.PublicKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The responder reads its private key and nothing else from the random source.
+		public, shared, err := method(t, ipsec.KEX25519).Respond(bytes.NewReader(k), peer.PublicKey().Bytes())
+		if err != nil || !bytes.Equal(public, want.PublicKey().Bytes()) || !bytes.Equal(shared.Reveal(), secret) {
+			t.Fatalf("key %x: public value %x, want %x; the secret is equal: %t; error %v", k, public, want.PublicKey().Bytes(), bytes.Equal(shared.Reveal(), secret), err)
+		}
+		var laddered x25519.Key
+		if x25519.KeyGen(&laddered, (*x25519.Key)(k)); !bytes.Equal(public, laddered[:]) {
+			t.Fatalf("key %x: public value %x, by the ladder %x", k, public, laddered)
+		}
+		peer = want
+	}
 }
 
 func checkPair(t *testing.T, i, r KeyPair, publicI, publicR, shared []byte) {

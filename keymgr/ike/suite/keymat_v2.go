@@ -37,8 +37,7 @@ type ChildKeys struct {
 //
 //	SKEYSEED = prf(Ni | Nr, g^ir)
 func SKEYSEED(p PRF, ni, nr []byte, shared ipsec.Secret) ipsec.Secret {
-	key := ipsec.NewSecret(slices.Concat(p.seedNonce(ni), p.seedNonce(nr)))
-	return ipsec.NewSecret(p.Sum(key, shared.Reveal()))
+	return ipsec.NewSecret(p.sum(slices.Concat(p.seedNonce(ni), p.seedNonce(nr)), shared.Reveal()))
 }
 
 // RekeySKEYSEED is that of an IKE SA rekeyed with CREATE_CHILD_SA (RFC 7296
@@ -51,17 +50,17 @@ func SKEYSEED(p PRF, ni, nr []byte, shared ipsec.Secret) ipsec.Secret {
 // additional are the secrets of IKE_FOLLOWUP_KE, in order; RFC 9370 appends them.
 func RekeySKEYSEED(old PRF, skd, shared ipsec.Secret, ni, nr []byte, additional ...ipsec.Secret) ipsec.Secret {
 	seed := exchangeSeed(shared, ni, nr, additional)
-	defer seed.Wipe()
-	return ipsec.NewSecret(old.Sum(skd, seed.Reveal()))
+	defer clear(seed)
+	return ipsec.NewSecret(old.Sum(skd, seed))
 }
 
-// exchangeSeed is SK(0) | Ni | Nr | SK(1) | ... | SK(n).
-func exchangeSeed(shared ipsec.Secret, ni, nr []byte, additional []ipsec.Secret) ipsec.Secret {
-	seed := slices.Concat(shared.Reveal(), ni, nr)
+// exchangeSeed is SK(0) | Ni | Nr | SK(1) | ... | SK(n), which is secret.
+func exchangeSeed(shared ipsec.Secret, ni, nr []byte, additional []ipsec.Secret) []byte {
+	parts := append(make([][]byte, 0, 3+ipsec.MaxADDKE), shared.Reveal(), ni, nr)
 	for _, s := range additional {
-		seed = append(seed, s.Reveal()...)
+		parts = append(parts, s.Reveal())
 	}
-	return ipsec.NewSecret(seed)
+	return slices.Concat(parts...)
 }
 
 // NewIKEKeys derives the secrets of an IKE SA for a suite, in the order of
@@ -78,10 +77,10 @@ func NewIKEKeys(s ipsec.Suite, skeyseed ipsec.Secret, ni, nr []byte, spiI, spiR 
 	if err != nil {
 		return IKEKeys{}, err
 	}
-	seed := slices.Concat(ni, nr)
+	seed := append(append(make([]byte, 0, len(ni)+len(nr)+2*8), ni...), nr...)
 	seed = binary.BigEndian.AppendUint64(seed, spiI)
 	seed = binary.BigEndian.AppendUint64(seed, spiR)
-	stream, err := p.Plus(skeyseed, seed, 3*p.Size()+2*integ+2*encr)
+	stream, err := p.stream(skeyseed, seed, 3*p.Size()+2*integ+2*encr)
 	if err != nil {
 		return IKEKeys{}, err
 	}
@@ -148,8 +147,8 @@ func NewChildKeys(p PRF, child ipsec.Suite, skd, shared ipsec.Secret, ni, nr []b
 		return ChildKeys{}, err
 	}
 	seed := exchangeSeed(shared, ni, nr, additional)
-	defer seed.Wipe()
-	keymat, err := p.Plus(skd, seed.Reveal(), 2*(encr+integ))
+	defer clear(seed)
+	keymat, err := p.stream(skd, seed, 2*(encr+integ))
 	if err != nil {
 		return ChildKeys{}, err
 	}
@@ -198,11 +197,10 @@ func keyLengths(s ipsec.Suite) (encr, integ int, err error) {
 }
 
 // taker hands out consecutive stretches of a key stream, which is theirs afterwards.
-func taker(stream ipsec.Secret) func(n int) ipsec.Secret {
-	rest := stream.Reveal()
+func taker(stream []byte) func(n int) ipsec.Secret {
 	return func(n int) ipsec.Secret {
-		k := ipsec.NewSecret(rest[:n:n])
-		rest = rest[n:]
+		k := ipsec.NewSecret(stream[:n:n])
+		stream = stream[n:]
 		return k
 	}
 }
@@ -222,9 +220,9 @@ func AuthPSK(p PRF, psk ipsec.Secret, signed []byte) ([]byte, error) {
 	if psk.IsZero() {
 		return nil, errEmptyPSK
 	}
-	pad := ipsec.NewSecret(p.Sum(psk, keyPad))
-	defer pad.Wipe()
-	return p.Sum(pad, signed), nil
+	pad := p.Sum(psk, keyPad)
+	defer clear(pad)
+	return p.sum(pad, signed), nil
 }
 
 var keyPad = []byte("Key Pad for IKEv2")

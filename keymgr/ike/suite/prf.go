@@ -95,8 +95,10 @@ func (p PRF) seedNonce(n []byte) []byte {
 }
 
 // Sum is prf(key, parts[0] | parts[1] | ...).
-func (p PRF) Sum(key ipsec.Secret, parts ...[]byte) []byte {
-	m := p.row.keyed(key.Reveal())
+func (p PRF) Sum(key ipsec.Secret, parts ...[]byte) []byte { return p.sum(key.Reveal(), parts...) }
+
+func (p PRF) sum(key []byte, parts ...[]byte) []byte {
+	m := p.row.keyed(key)
 	defer m.free()
 	for _, b := range parts {
 		m.Write(b)
@@ -107,8 +109,13 @@ func (p PRF) Sum(key ipsec.Secret, parts ...[]byte) []byte {
 // Plus is the first n octets of prf+(key, seed) (RFC 7296 §2.13), which is not
 // defined beyond 255 outputs of the PRF.
 func (p PRF) Plus(key ipsec.Secret, seed []byte, n int) (ipsec.Secret, error) {
+	b, err := p.stream(key, seed, n)
+	return ipsec.NewSecret(b), err
+}
+
+func (p PRF) stream(key ipsec.Secret, seed []byte, n int) ([]byte, error) {
 	if n < 0 || n > 255*p.row.size {
-		return ipsec.Secret{}, fmt.Errorf("prf+ for %d octets: want 0 to %d (RFC 7296 §2.13)", n, 255*p.row.size)
+		return nil, fmt.Errorf("prf+ for %d octets: want 0 to %d (RFC 7296 §2.13)", n, 255*p.row.size)
 	}
 	m := p.row.keyed(key.Reveal())
 	defer m.free()
@@ -125,5 +132,5 @@ func (p PRF) Plus(key ipsec.Secret, seed []byte, n int) (ipsec.Secret, error) {
 		previous = out[start:]
 	}
 	clear(out[n:])
-	return ipsec.NewSecret(out[:n:n]), nil
+	return out[:n:n], nil
 }
