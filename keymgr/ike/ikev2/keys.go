@@ -1,6 +1,7 @@
 package ikev2
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 
@@ -88,9 +89,9 @@ func (m *Machine) finish(peer []byte) {
 
 // respond answers the peer's public value, and goes on with publicReady.
 func (m *Machine) respond(method uint16, peer []byte) {
-	need := ike.NeedKE{Method: method, Peer: append([]byte(nil), peer...)}
+	need := ike.NeedKE{Method: method, Peer: peer}
 	if k, ok := suite.LookupKE(method); ok && k.Slow {
-		need.ID = m.nextID()
+		need.ID, need.Peer = m.nextID(), bytes.Clone(peer)
 		m.serve.phase, m.serve.wait = phaseKey, need.ID
 		m.emit(need)
 		return

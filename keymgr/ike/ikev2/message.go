@@ -58,11 +58,13 @@ type message struct {
 	tsr      *wire.TS
 	notifies []*wire.Notify
 	deletes  []*wire.Delete
+	usual    [8]*wire.Notify // room for notifies
 }
 
 // index sorts the payloads of a message by what its row asks for.
 func (r row) index(h wire.Header, ps []wire.Payload) (*message, *wire.Error) {
 	msg := &message{Header: h}
+	msg.notifies = msg.usual[:0]
 	var seen [256]bool // by type
 	for _, p := range ps {
 		t := p.Type()

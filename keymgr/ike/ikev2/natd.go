@@ -53,14 +53,15 @@ func natHash(spiI, spiR uint64, a netip.AddrPort) [sha1.Size]byte {
 // encapsulation the source hash is wrong on purpose: the peer then sees a NAT in
 // front of us, and encapsulates too.
 func (m *Machine) natNotifies(spiI, spiR uint64, p ike.Path) []wire.Payload {
-	source, destination := natHash(spiI, spiR, p.Local), natHash(spiI, spiR, p.Remote)
+	hashes := [2][sha1.Size]byte{natHash(spiI, spiR, p.Local), natHash(spiI, spiR, p.Remote)}
 	if m.nat.forced {
-		copy(source[:], m.random(len(source)))
+		copy(hashes[0][:], m.random(sha1.Size))
 	}
-	return []wire.Payload{
-		&wire.Notify{Message: wire.NATDetectionSourceIP, Data: source[:]},
-		&wire.Notify{Message: wire.NATDetectionDestinationIP, Data: destination[:]},
+	ns := []wire.Notify{
+		{Message: wire.NATDetectionSourceIP, Data: hashes[0][:]},
+		{Message: wire.NATDetectionDestinationIP, Data: hashes[1][:]},
 	}
+	return []wire.Payload{&ns[0], &ns[1]}
 }
 
 // detectNAT compares the peer's notifies with the addresses its message came

@@ -52,7 +52,7 @@ func (p *ID) Type() PayloadType { return p.PayloadType }
 
 // Body is the payload after the generic header: RestOfInitIDPayload and
 // RestOfRespIDPayload of RFC 7296 §2.15.
-func (p *ID) Body() []byte { return p.appendBody(nil) }
+func (p *ID) Body() []byte { return p.appendBody(make([]byte, 0, 4+len(p.Identity.Data))) }
 
 func (p *ID) appendBody(dst []byte) []byte {
 	dst = append(dst, byte(p.Identity.Kind), p.Reserved[0], p.Reserved[1], p.Reserved[2])
