@@ -1,6 +1,10 @@
 package push
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/testudo-ipsec/testudo/ipsec"
+)
 
 // MaxBatch bounds the operations of one batch, so that a worker's reader and a
 // message stay small. A group larger than this travels alone.
@@ -28,13 +32,23 @@ func (q *Queue[T]) Add(g Group[T]) { q.waiting = append(q.waiting, g) }
 func (q *Queue[T]) Len() int { return len(q.waiting) + len(q.sent) }
 
 // Next makes the next batch under the nonce given, if there is something to
-// send and nothing outstanding.
+// send and nothing outstanding. What removes an SA travels after the batch that
+// installs it: within one, a worker refuses it.
 func (q *Queue[T]) Next(nonce uint64) (Batch, bool) {
 	if len(q.sent) != 0 || len(q.waiting) == 0 {
 		return Batch{}, false
 	}
 	n, ops := 0, 0
-	for n < len(q.waiting) && (n == 0 || ops+len(q.waiting[n].Ops) <= MaxBatch) {
+	var installs map[ipsec.SAID]bool
+	for n < len(q.waiting) && (n == 0 || ops+len(q.waiting[n].Ops) <= MaxBatch) && !removes(q.waiting[n], installs) {
+		for _, op := range q.waiting[n].Ops {
+			if op, ok := op.(Install); ok {
+				if installs == nil {
+					installs = make(map[ipsec.SAID]bool)
+				}
+				installs[op.SA.ID] = true
+			}
+		}
 		ops += len(q.waiting[n].Ops)
 		n++
 	}
@@ -49,6 +63,14 @@ func (q *Queue[T]) Next(nonce uint64) (Batch, bool) {
 	}
 	q.nonce = nonce
 	return b, true
+}
+
+// removes reports whether a group removes one of some SAs.
+func removes[T any](g Group[T], some map[ipsec.SAID]bool) bool {
+	return len(some) > 0 && slices.ContainsFunc(g.Ops, func(op Op) bool {
+		r, ok := op.(Remove)
+		return ok && some[r.ID]
+	})
 }
 
 // Ack returns the groups of the batch that is now in place; none when the

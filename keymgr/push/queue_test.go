@@ -1,6 +1,7 @@
 package push_test
 
 import (
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -45,6 +46,23 @@ func TestOneBatchIsOutstandingAndTheRestTravelsTogether(t *testing.T) {
 	b, ok := q.Next(2)
 	if !ok || len(b.Ops) != 3 {
 		t.Fatalf("second batch: got %d operations, want the 3 that waited", len(b.Ops))
+	}
+}
+
+// An SA that is removed before its batch has left is removed by the next one: a worker
+// refuses a batch that does both.
+func TestARemovalTravelsAfterTheInstallation(t *testing.T) {
+	var q push.Queue[int]
+	q.Add(group(1, 1))
+	q.Add(push.Group[int]{Owner: 2, Ops: []push.Op{push.Remove{ID: 7}, push.Remove{ID: 1}}})
+	q.Add(group(3, 2))
+	for i, want := range [][]int{{1}, {2, 3}} {
+		if _, ok := q.Next(uint64(i)); !ok {
+			t.Fatal("nothing to send")
+		}
+		if got := owners(q.Ack(uint64(i))); !slices.Equal(got, want) {
+			t.Errorf("batch %d has groups %v, want %v", i, got, want)
+		}
 	}
 }
 
