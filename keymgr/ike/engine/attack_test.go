@@ -73,6 +73,102 @@ func TestAttackOnePeerMakesOthersWait(t *testing.T) {
 	})
 }
 
+// hostileNetworks are 400 addresses in four networks.
+func hostileNetworks() (out []netip.Addr) {
+	for i := range 400 {
+		out = append(out, netip.AddrFrom4([4]byte{198, 18, byte(i % 4), byte(i / 4)}))
+	}
+	return out
+}
+
+// A shard has thousands of datagrams of hostile peers to look at. One of another
+// network comes after a few of them, and is not dropped.
+func TestAttackFullInboxMakesOthersWait(t *testing.T) {
+	gate, entered := make(chan struct{}), make(chan struct{})
+	handled, before := 0, -1
+	honest := netip.MustParseAddr("203.0.113.1")
+	handle := func(m *script, ev ike.Event) []ike.Effect {
+		if _, ok := ev.(ike.Datagram); ok {
+			if handled == 0 {
+				close(entered)
+				<-gate
+			}
+			if m.info.Path.Remote.Addr() == honest {
+				before = handled
+			}
+			handled++
+		}
+		return nil
+	}
+	hostile(t, func(c *engine.Config) {
+		c.Shards, c.HalfOpenCookie, c.HalfOpenPrefixCookie, c.HalfOpenPrefixMax = 1, 1e6, 1e6, 1e6
+	}, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		flood := hostileNetworks()
+		h.report(request(flood[0].String(), initRequest(1)))
+		<-entered // the shard is busy now
+		for i := range uint64(5000) {
+			h.report(request(flood[i%400].String(), initRequest(i+2)))
+		}
+		h.report(request(honest.String(), initRequest(1)))
+		s := e.Stats()
+		close(gate)
+		h.lab.after(time.Second)
+		if s.InboxFull < 1000 || handled < 3000 {
+			t.Errorf("%d hostile datagrams were dropped and %d handled: the inbox was not full", s.InboxFull, handled)
+		}
+		// The one under way, and one of each hostile network.
+		if before < 0 || before > 5 {
+			t.Errorf("the honest peer's request was handled after %d hostile ones, want at most 5 (-1: never)", before)
+		}
+		h.lab.after(2 * time.Minute)
+	})
+}
+
+// Hundreds of hostile peers have slow key exchanges waiting, each from an address of
+// its own. Another peer's is done after a few of theirs.
+func TestAttackSlowWorkOfManyAddresses(t *testing.T) {
+	done, before, behind := 0, -1, 0
+	var mu sync.Mutex
+	honest := netip.MustParseAddr("203.0.113.1")
+	asked := make(chan struct{}, 1024)
+	handle := func(m *script, ev ike.Event) []ike.Effect {
+		mu.Lock()
+		defer mu.Unlock()
+		switch ev.(type) {
+		case ike.Datagram:
+			if m.info.Path.Remote.Addr() == honest {
+				behind = done // computed while the others asked
+			}
+			asked <- struct{}{}
+			return []ike.Effect{ike.NeedKE{ID: 1, Method: ipsec.KEMODP2048}}
+		case ike.KeyExchanged:
+			if m.info.Path.Remote.Addr() == honest {
+				before = done
+			}
+			done++
+		}
+		return nil
+	}
+	hostile(t, func(c *engine.Config) { c.HalfOpenPrefixCookie = 1e6 }, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		flood := hostileNetworks()
+		for i, a := range flood {
+			h.report(request(a.String(), initRequest(uint64(i+1))))
+		}
+		for range flood {
+			<-asked
+		}
+		h.report(request(honest.String(), initRequest(1)))
+		<-asked
+		h.lab.after(time.Second)
+		// For each worker one under way, one of each hostile network, and some whose
+		// answers the shards had not seen yet.
+		if most := behind + 10*runtime.GOMAXPROCS(0); done != len(flood)+1 || before < 0 || before > most {
+			t.Errorf("of %d key exchanges the honest peer's was number %d, when %d were done as it asked; want at most %d", done, before, behind, most)
+		}
+		h.lab.after(2 * time.Minute)
+	})
+}
+
 // Half-open IKE SAs cost a stranger an address that answers: before the cookie
 // there is no state at all, and retransmissions are not provoked.
 func TestAttackHalfOpenFlood(t *testing.T) {

@@ -48,6 +48,8 @@ type cell struct {
 	takes       *reauth         // what it replaces
 }
 
+func (c *cell) source() source { return source{c.node.name, c.remote} }
+
 func (c *cell) post(ev ike.Event) { c.shard.inbox.post(item{cell: c, event: ev}) }
 
 // set is a small set; the zero value is empty and takes no memory.

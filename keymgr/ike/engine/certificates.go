@@ -57,7 +57,7 @@ func (a *authorities) put(trust []string, keys [][20]byte, until time.Time) {
 
 // slow runs a job on a pool and answers with refuse when the pool is full.
 func (s *shard) slow(p *pool, c *cell, job func(), refuse ike.Event) {
-	if !p.submit(poolKey{c.node.name, c.remote}, job) {
+	if !p.submit(c.source(), job) {
 		s.e.stats.slowRefused.Add(1)
 		c.post(refuse)
 	}

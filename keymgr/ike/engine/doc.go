@@ -8,11 +8,13 @@
 // anything else; the others are leaves.
 //
 // Bounds. Datagrams wait in a bounded inbox per shard and are dropped and
-// counted when it is full, so a worker's reader never waits. Answers and
+// counted when it is full, so a worker's reader never waits. Networks (/24, /64) are
+// served in turn, then their addresses, and none fills it alone. Answers and
 // commands are not dropped: each is asked for by an effect or an operator, and
 // those are bounded. Half-open machines are bounded globally and per prefix,
 // behind cookies (RFC 7296 §2.6). Slow work runs on bounded pools that serve
-// peers in turn, and of which one peer has a quarter at most. What is remembered
+// networks and peers in turn, and of which one peer has a quarter at most; what computes
+// does so on threads that give way to all others. What is remembered
 // of failures and of exchanges (Failures, Traces) is bounded too.
 //
 // Failure. A panic in a machine ends that machine only; its SAs go on working

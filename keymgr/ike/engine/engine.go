@@ -114,8 +114,11 @@ func New(cfg Config) (*Engine, error) {
 	e.failures.init()
 	e.stats.init()
 	e.watchers.dropped = &e.stats.eventsDropped
-	e.secrets = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
-	e.kes = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue)
+	// One processor is left to the shards: with slow groups on all of them, set-ups
+	// with fast ones would wait for the scheduler.
+	computers := max(1, runtime.GOMAXPROCS(0)-1)
+	e.secrets = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue, e.cfg.SecretWorkers)
+	e.kes = newPool(e.cfg.PeerQueue, e.cfg.PoolQueue, computers)
 	for range e.cfg.Shards {
 		e.shards = append(e.shards, newShard(e))
 	}
@@ -126,10 +129,12 @@ func New(cfg Config) (*Engine, error) {
 		}
 		e.group.Go(e.durable.run)
 	}
-	e.secrets.start(&e.group, e.cfg.SecretWorkers)
-	// One processor is left to the shards: with slow groups on all of them, set-ups
-	// with fast ones would wait for the scheduler.
-	e.kes.start(&e.group, max(1, runtime.GOMAXPROCS(0)-1))
+	for range e.cfg.SecretWorkers {
+		e.group.Go(e.secrets.work)
+	}
+	for range computers {
+		e.group.Go(e.kes.compute)
+	}
 	for _, s := range e.shards {
 		e.group.Go(s.run)
 	}

@@ -14,21 +14,19 @@ type item struct {
 	fn    func()
 }
 
-// inbox is where others leave work for a shard. Datagrams come from strangers
-// and are bounded; the rest is asked for and kept apart, so that a flood does
-// not delay answers.
+// inbox is where others leave work for a shard. Datagrams come from strangers:
+// they are bounded and taken fairly. The rest is asked for and kept apart, so that a
+// flood does not delay answers.
 type inbox struct {
 	wake chan struct{} // has one token when there may be work
 
 	mu    sync.Mutex
 	tasks []item
-	data  []item // ring of cap(data)
-	head  int
-	n     int
+	data  fair[item]
 }
 
 func newInbox(bound int) *inbox {
-	return &inbox{wake: make(chan struct{}, 1), data: make([]item, bound)}
+	return &inbox{wake: make(chan struct{}, 1), data: newFair[item](bound)}
 }
 
 func (b *inbox) post(it item) {
@@ -41,15 +39,12 @@ func (b *inbox) post(it item) {
 // postDatagram reports whether there was room.
 func (b *inbox) postDatagram(it item) bool {
 	b.mu.Lock()
-	if b.n == len(b.data) {
-		b.mu.Unlock()
-		return false
-	}
-	b.data[(b.head+b.n)%len(b.data)] = it
-	b.n++
+	ok := b.data.put(it.cell.source(), it)
 	b.mu.Unlock()
-	b.ring()
-	return true
+	if ok {
+		b.ring()
+	}
+	return ok
 }
 
 func (b *inbox) ring() {
@@ -59,22 +54,21 @@ func (b *inbox) ring() {
 	}
 }
 
-// take returns all tasks and some datagrams, few enough that timers and new
-// tasks get their turn, and whether more is left. It fills spare, whose
+// take returns all tasks and some datagrams, few enough that timers, new
+// tasks and others' datagrams get their turn, and whether more is left. It fills spare, whose
 // content is dead.
 func (b *inbox) take(tasks, data []item) ([]item, []item, bool) {
-	const turn = 32
+	const turn = 4
 	clear(tasks)
 	clear(data)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	tasks, b.tasks = b.tasks, tasks[:0]
 	data = data[:0]
-	for b.n > 0 && len(data) < turn {
-		data = append(data, b.data[b.head])
-		b.data[b.head] = item{}
-		b.head = (b.head + 1) % len(b.data)
-		b.n--
+	for b.data.ready() && len(data) < turn {
+		it, s := b.data.take()
+		b.data.done(s)
+		data = append(data, it)
 	}
-	return tasks, data, b.n > 0
+	return tasks, data, b.data.ready()
 }

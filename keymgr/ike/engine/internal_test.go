@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -54,39 +55,164 @@ func TestTimersComeInOrder(t *testing.T) {
 	}
 }
 
-func TestThePoolServesPeersInTurn(t *testing.T) {
-	p := newPool(100, 150)
-	busy, quiet := poolKey{"a", netip.MustParseAddr("192.0.2.1")}, poolKey{"b", netip.MustParseAddr("192.0.2.1")}
-	var order []poolKey
-	job := func(a poolKey) func() { return func() { order = append(order, a) } } // one worker: no lock
-	for i := range 101 {
-		if ok := p.submit(busy, job(busy)); ok != (i < 100) {
-			t.Fatalf("job %d of one peer: taken %t", i, ok)
+func from(node, remote string) source { return source{node, netip.MustParseAddr(remote)} }
+
+// drain takes all that waits and tells whose it was.
+func drain[T any](f *fair[T]) (order []source) {
+	for f.ready() {
+		_, s := f.take()
+		order = append(order, s.key)
+		f.done(s)
+	}
+	return order
+}
+
+// However much others have put in before, from however many addresses, a source
+// is served as soon as each other network has been served once.
+func TestNetworksAndTheirAddressesAreServedInTurn(t *testing.T) {
+	f := newFair[int](10000)
+	for i := range 2000 { // four networks of 250 addresses, twice
+		a := netip.AddrFrom4([4]byte{10, 0, byte(i % 4), byte(i / 4 % 250)})
+		if !f.put(source{"n", a}, i) {
+			t.Fatalf("no room for the hostile %d", i)
 		}
 	}
-	for range 3 {
-		p.submit(quiet, job(quiet))
-	}
-	for i := range 48 {
-		a := poolKey{"a", netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})}
-		if ok := p.submit(a, job(a)); ok != (i < 47) {
-			t.Fatalf("job %d of all: taken %t", 103+i, ok)
+	quiet, neighbour, v6, other := from("n", "192.0.2.1"), from("n", "10.0.0.255"), from("n", "2001:db8::1"), from("m", "10.0.0.1")
+	all := []source{quiet, neighbour, v6, other}
+	for _, s := range all {
+		if !f.put(s, 0) {
+			t.Fatalf("no room for %v", s)
 		}
 	}
+	order := drain(&f)
+	if len(order) != 2004 {
+		t.Fatalf("%d were served, want 2004", len(order))
+	}
+	for _, s := range all {
+		most := 7 // four hostile networks, and the other three
+		if s == neighbour {
+			most = 251 * 7 // behind each address of its own network, which has one turn in seven
+		}
+		if i := slices.Index(order, s); i > most {
+			t.Errorf("%v was served after %d others, want at most %d", s, i, most)
+		}
+	}
+	if len(f.sources)+len(f.networks)+f.n != 0 || f.turn != nil {
+		t.Errorf("%d sources, %d networks and %d waiting are left of nothing", len(f.sources), len(f.networks), f.n)
+	}
+}
+
+// Whatever one network puts in, there is room for another, and for a third.
+func TestThereIsRoomForOtherNetworks(t *testing.T) {
+	f := newFair[int](1000)
+	for i := range 3 {
+		taken := 0
+		for j := range 10000 {
+			if f.put(source{"n", netip.AddrFrom4([4]byte{10, byte(i), 0, byte(j)})}, 0) {
+				taken++
+			}
+		}
+		if want := []int{501, 250, 125}[i]; taken != want {
+			t.Errorf("network %d has %d waiting, want %d", i, taken, want)
+		}
+	}
+	f.ofSource = 10
+	taken := 0
+	for range 20 {
+		if f.put(from("n", "192.0.2.1"), 0) {
+			taken++
+		}
+	}
+	if taken != 10 {
+		t.Errorf("one source has %d waiting, want 10", taken)
+	}
+}
+
+// A source and a network have no more under way than they may; others go on.
+func TestWhatIsUnderWayIsBounded(t *testing.T) {
+	f := newFair[int](1000)
+	f.atOnce, f.ofNetwork = 2, 3
+	for range 5 {
+		f.put(from("n", "10.0.0.1"), 0)
+		f.put(from("n", "10.0.0.2"), 0)
+		f.put(from("n", "192.0.2.1"), 0)
+	}
+	count := map[source]int{}
+	var taken []*fairSource[int]
+	for f.ready() {
+		_, s := f.take()
+		count[s.key]++
+		taken = append(taken, s)
+	}
+	if a, b, c := count[from("n", "10.0.0.1")], count[from("n", "10.0.0.2")], count[from("n", "192.0.2.1")]; a > 2 || b > 2 || a+b != 3 || c != 2 {
+		t.Errorf("under way: %d and %d of one network and %d of another; want 3, at most 2 of one source, and 2", a, b, c)
+	}
+	for _, s := range taken {
+		f.done(s)
+	}
+	for served := len(taken); ; served++ {
+		if !f.ready() {
+			if served != 15 || len(f.sources)+len(f.networks) != 0 {
+				t.Errorf("%d were served of 15, %d sources are left", served, len(f.sources))
+			}
+			return
+		}
+		_, s := f.take()
+		f.done(s)
+	}
+}
+
+func TestAClosedPoolTakesNothing(t *testing.T) {
+	p := newPool(10, 10, 1)
 	var g sync.WaitGroup
+	g.Go(p.work)
 	done := make(chan struct{})
-	p.start(&g, 1)
-	for !p.submit(quiet, func() { close(done) }) {
-		runtime.Gosched() // until there is room
+	if !p.submit(from("n", "192.0.2.1"), func() { close(done) }) {
+		t.Error("an open pool took no job")
 	}
 	<-done
 	p.close()
 	g.Wait()
-	if i := slices.Index(order, quiet); i < 0 || i > 3 {
-		t.Errorf("the quiet peer was served after %d others, want at most 3", i)
-	}
-	if p.submit(quiet, func() {}) {
+	if p.submit(from("n", "192.0.2.1"), func() {}) {
 		t.Error("a closed pool took a job")
+	}
+}
+
+// What computes runs on threads that give way to the others, and they end with it.
+func TestComputingThreadsGiveWay(t *testing.T) {
+	p := newPool(10, 10, 1)
+	var g sync.WaitGroup
+	g.Go(p.compute)
+	nice := make(chan int)
+	read := func() {
+		now, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
+		if err != nil {
+			t.Error(err)
+		}
+		nice <- 20 - now
+	}
+	before := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		now, _ := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
+		before <- 20 - now
+	}()
+	was := <-before
+	p.submit(from("n", "192.0.2.1"), read)
+	if got, want := <-nice, max(was, computing); got != want {
+		t.Errorf("a computing thread has nice %d, want %d", got, want)
+	}
+	p.close()
+	g.Wait()
+	for range 100 { // no goroutine gets the thread afterwards
+		p := newPool(10, 10, 1)
+		g.Go(p.work)
+		p.submit(from("n", "192.0.2.1"), read)
+		if got := <-nice; got != was {
+			t.Fatalf("a thread of others has nice %d, want %d", got, was)
+		}
+		p.close()
+		g.Wait()
 	}
 }
 

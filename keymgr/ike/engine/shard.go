@@ -340,14 +340,14 @@ func (s *shard) retire(c *cell, why string) {
 
 // findPSK and exchangeKeys answer exactly once, at once when a pool is full.
 func (s *shard) findPSK(c *cell, f ike.NeedPSK) {
-	if !s.e.secrets.submit(poolKey{c.node.name, c.remote}, func() { c.post(s.e.logOptional(c, f, s.e.lookUp(f))) }) {
+	if !s.e.secrets.submit(c.source(), func() { c.post(s.e.logOptional(c, f, s.e.lookUp(f))) }) {
 		s.e.stats.slowRefused.Add(1)
 		c.post(s.e.logOptional(c, f, ike.PSKs{ID: f.ID, Err: errBusy}))
 	}
 }
 
 func (s *shard) exchangeKeys(c *cell, f ike.NeedKE) {
-	if !s.e.kes.submit(poolKey{c.node.name, c.remote}, func() { c.post(ikev2.PerformKE(s.e.cfg.Rand, f)) }) {
+	if !s.e.kes.submit(c.source(), func() { c.post(ikev2.PerformKE(s.e.cfg.Rand, f)) }) {
 		s.e.stats.slowRefused.Add(1)
 		c.post(ike.KeyExchanged{ID: f.ID, Err: errBusy})
 	}
