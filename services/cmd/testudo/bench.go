@@ -130,6 +130,7 @@ own, as a fleet would be. Ports are ephemeral, so no privilege is needed.
 	f.StringVar(&remoteTS, "remote-ts", "", "prefix at the responder's end; default: its address")
 	f.IntVar(&o.Count, "count", 100, fmt.Sprintf("IKE SAs to set up, at most %d", ikeload.MaxCount))
 	f.IntVar(&o.Concurrency, "concurrency", 4, fmt.Sprintf("at a time, at most %d", ikeload.MaxConcurrency))
+	f.IntVar(&o.Rate, "rate", 0, "begin so many a second; 0 begins one as soon as another has ended")
 	f.DurationVar(&o.Time, "time", time.Minute, "start no more after this long")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Second, "a set-up that takes longer has failed")
 	f.DurationVar(&o.Hold, "hold", 0, "keep all of them until this long after the last; 0 deletes each at once")

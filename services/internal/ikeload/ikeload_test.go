@@ -285,6 +285,16 @@ func TestSourceAddressesHaveIdentities(t *testing.T) {
 	}
 }
 
+// At a rate, set-ups begin by the clock, however soon the ones before are done.
+func TestRate(t *testing.T) {
+	to := newResponder(t)
+	o := options(t, to.addr)
+	o.Count, o.Rate = 20, 100
+	if r := run(t, o); r.Succeeded != 20 || r.Seconds < 0.19 {
+		t.Errorf("report %+v; want 20, the last of which begins after 190 ms", r)
+	}
+}
+
 func TestTimeEndsTheRun(t *testing.T) {
 	to := newResponder(t)
 	o := options(t, to.addr)
@@ -308,6 +318,7 @@ func TestCheck(t *testing.T) {
 		"one host":     func(o *ikeload.Options) { o.To = netip.MustParseAddrPort("224.0.0.1:500") },
 		"count":        func(o *ikeload.Options) { o.Count = ikeload.MaxCount + 1 },
 		"concurrency":  func(o *ikeload.Options) { o.Concurrency = 0 },
+		"rate":         func(o *ikeload.Options) { o.Rate = -1 },
 		"time":         func(o *ikeload.Options) { o.Time = ikeload.MaxTime + 1 },
 		"timeout":      func(o *ikeload.Options) { o.Timeout = 0 },
 		"hold":         func(o *ikeload.Options) { o.Hold = -1 },

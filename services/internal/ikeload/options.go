@@ -16,6 +16,7 @@ import (
 const (
 	MaxCount       = 1_000_000
 	MaxConcurrency = 10_000
+	MaxRate        = 100_000
 	MaxSources     = 16_384
 	MaxTime        = time.Hour
 )
@@ -42,6 +43,7 @@ type Options struct {
 
 	Count       int           // IKE SAs, each with one CHILD SA
 	Concurrency int           // of these, being set up at a time
+	Rate        int           // set-ups begun in a second; 0 for as many as Concurrency lets
 	Time        time.Duration // no new ones after this
 	Timeout     time.Duration // one that takes longer has failed
 	Hold        time.Duration // keep all until this long after the last, then delete; 0 to delete each at once
@@ -60,6 +62,8 @@ func (o *Options) Check() error {
 		return bad("count %d: want 1 to %d", o.Count, MaxCount)
 	case o.Concurrency < 1 || o.Concurrency > MaxConcurrency:
 		return bad("concurrency %d: want 1 to %d", o.Concurrency, MaxConcurrency)
+	case o.Rate < 0 || o.Rate > MaxRate:
+		return bad("rate %d: want 0 to %d", o.Rate, MaxRate)
 	case o.Time <= 0 || o.Time > MaxTime:
 		return bad("time %s: want up to %s", o.Time, MaxTime)
 	case o.Timeout <= 0 || o.Timeout > MaxTime:

@@ -48,6 +48,12 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	slots := make(chan struct{}, o.Concurrency)
 	var settled, ended sync.WaitGroup
 	for i := range o.Count {
+		if o.Rate > 0 {
+			select {
+			case <-time.After(time.Until(r.began.Add(time.Duration(i) * time.Second / time.Duration(o.Rate)))):
+			case <-until.Done():
+			}
+		}
 		select {
 		case slots <- struct{}{}:
 		case <-until.Done():
