@@ -134,7 +134,7 @@ bench-dataplane: build ## Measure our workers beside wireguard-go and strongSwan
 	TESTUDO_BENCH=$(RIVALS) go test -count 1 -timeout 60m -run TestDataplane -v ./test/bench
 
 .PHONY: bench-ike
-bench-ike: build ## Measure our responder beside strongSwan's charon with the same initiator (5 minutes, wants the machine to itself)
+bench-ike: build ## Measure our responder beside strongSwan's charon with the same initiator, and ordinary peers beside floods (12 minutes, wants the machine to itself)
 	@scripts/deps
 	TESTUDO_BENCH_IKE=1 go test -count 1 -timeout 60m -run TestIKE -v ./test/bench
 

@@ -15,7 +15,16 @@ import (
 	"github.com/testudo-ipsec/testudo/test/lab"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(flooderVar); what != "" {
+		if err := floodFor(what); err != nil {
+			fmt.Fprintln(os.Stderr, "flooder:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	lab.Main(m)
+}
 
 // contender is one way to protect traffic between two hosts.
 type contender struct {

@@ -143,6 +143,15 @@ spec: {policy: load, to: b}
 	}
 }
 
+const swanQuiet = "default = -1\n\tike = -1\n\tcfg = -1\n\tknl = -1\n\tesp = -1"
+
+// swanForSpeed is charon's part of strongswan.conf for swanIKE.
+var swanForSpeed = []string{
+	"threads = 16", "cookie_threshold = 0", "block_threshold = 0", "init_limit_half_open = 0", "init_limit_job_load = 0",
+	"ikesa_table_size = 4096", "ikesa_table_segments = 16", "install_routes = no",
+	"filelog { stderr {\n\t" + swanQuiet + "\n\t} }", "journal {\n\t" + swanQuiet + "\n\t}", "syslog { daemon {\n\t" + swanQuiet + "\n\t} auth {\n\t" + swanQuiet + "\n\t} }",
+}
+
 // swanIKE is Debian's charon, set up so that nothing but its speed is measured:
 // no limits on half-open IKE SAs, no cookies, a table for many IKE SAs, no log,
 // and ESP in the plugin kernel-libipsec, whose installation of an SA is a few
@@ -152,7 +161,6 @@ spec: {policy: load, to: b}
 func swanIKE(t *testing.T, certificates bool) ikeResponder {
 	t.Helper()
 	p := newIKEBed(t, certificates)
-	quiet := "default = -1\n\tike = -1\n\tcfg = -1\n\tknl = -1\n\tesp = -1"
 	conn := lab.SwanConn{
 		Name: "load", Local: p.B.V4.Addr(), LocalID: "gw.example", RemoteID: "%any",
 		LocalTS: []netip.Prefix{netip.PrefixFrom(p.B.V4.Addr(), 32)}, RemoteTS: []netip.Prefix{netip.MustParsePrefix(ikePeers4)},
@@ -163,11 +171,7 @@ func swanIKE(t *testing.T, certificates bool) ikeResponder {
 	} else {
 		conn.PSK = ipsec.NewSecret([]byte(strings.TrimSpace(p.psk)))
 	}
-	s := p.B.Node.StartStrongSwanWith(lab.SwanOptions{ProtectsItself: true, Charon: []string{
-		"threads = 16", "cookie_threshold = 0", "block_threshold = 0", "init_limit_half_open = 0", "init_limit_job_load = 0",
-		"ikesa_table_size = 4096", "ikesa_table_segments = 16", "install_routes = no",
-		"filelog { stderr {\n\t" + quiet + "\n\t} }", "journal {\n\t" + quiet + "\n\t}", "syslog { daemon {\n\t" + quiet + "\n\t} auth {\n\t" + quiet + "\n\t} }",
-	}}, conn)
+	s := p.B.Node.StartStrongSwanWith(lab.SwanOptions{ProtectsItself: true, Charon: swanForSpeed}, conn)
 	return ikeResponder{
 		name: "charon", client: p.A.Node, prove: p.prove,
 		cpu:    []func() uint64{cpuOf(t, s.PID())},

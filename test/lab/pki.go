@@ -71,7 +71,7 @@ func makeCA(t testing.TB, name string, parent *CA) *CA {
 // PEM is the CA's certificate.
 func (ca *CA) PEM() string { return pemOf("CERTIFICATE", ca.cert.Raw) }
 
-// Issue makes a certificate for a key of a kind: rsa, p256, p384, p521 or ed25519.
+// Issue makes a certificate for a key of a kind: rsa, rsa4096, p256, p384, p521 or ed25519.
 // names are domain names or addresses, for the subjectAltName; the first is the CN.
 func (ca *CA) Issue(kind string, names ...string) Cert {
 	ca.t.Helper()
@@ -129,6 +129,8 @@ func newKey(t testing.TB, kind string) crypto.Signer {
 	switch kind {
 	case "rsa":
 		k, err = rsa.GenerateKey(rand.Reader, 2048)
+	case "rsa4096":
+		k, err = rsa.GenerateKey(rand.Reader, 4096)
 	case "p256":
 		k, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	case "p384":
