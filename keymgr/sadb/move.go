@@ -21,5 +21,9 @@ func (n *Node) Move(now time.Time, id ipsec.SAID, local, remote netip.Addr, enca
 	e.sa.Local, e.sa.Remote, e.sa.Encap = local, remote, encap
 	n.setInstalled(e, false)
 	n.change(id)
-	return e.reinstall(now)
+	op, err := e.reinstall(now)
+	if err == nil {
+		e.mending++
+	}
+	return op, err
 }

@@ -34,6 +34,7 @@ type entry struct {
 	sa        ipsec.SA
 	since     time.Time // when it was first desired
 	pending   int       // Puts that are not settled
+	mending   int       // operations of Attach and Move that are not answered
 	installed bool      // the worker has this state of it
 
 	next uint64 // outbound: end of the last lease granted; 0 before the first
@@ -113,14 +114,15 @@ func (n *Node) Again(now time.Time, id ipsec.SAID) (push.Install, error) {
 func (n *Node) Settle(id ipsec.SAID, ok bool) {
 	if e := n.sas[id]; e != nil {
 		e.pending = max(e.pending-1, 0)
-		n.setInstalled(e, ok && e.pending == 0)
+		n.setInstalled(e, ok && e.pending+e.mending == 0)
 	}
 }
 
-// Reinstalled says that an operation of a Plan was acknowledged.
-func (n *Node) Reinstalled(id ipsec.SAID) {
-	if e := n.sas[id]; e != nil && e.pending == 0 {
-		n.setInstalled(e, true)
+// Reinstalled says what became of an install of a Plan or a Move.
+func (n *Node) Reinstalled(id ipsec.SAID, ok bool) {
+	if e := n.sas[id]; e != nil {
+		e.mending = max(e.mending-1, 0)
+		n.setInstalled(e, ok && e.pending+e.mending == 0)
 	}
 }
 

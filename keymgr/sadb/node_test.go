@@ -3,6 +3,7 @@ package sadb_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -193,6 +194,44 @@ func TestAnUnknownSAIsAnOrphanUntilItIsDeleted(t *testing.T) {
 	}
 }
 
+// A link is lost while the later of two moves is on its way: the worker has the first
+// address only, and gets the SA again.
+func TestAMoveThatIsNotAnsweredIsMadeGood(t *testing.T) {
+	n := sadb.New(base)
+	if _, err := n.Put(epoch, outbound(base, true)); err != nil {
+		t.Fatal(err)
+	}
+	moved := func(to string) {
+		t.Helper()
+		if _, err := n.Move(epoch, base, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr(to), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan := func() []push.Op {
+		return n.Attach(epoch, 1, []push.Held{{ID: base, Direction: ipsec.Outbound}}).Ops
+	}
+	n.Attach(epoch, 1, nil)
+	moved("192.0.2.2")
+	n.Settle(base, true)
+	if n.Installed() != 0 {
+		t.Error("installed, with a move on its way")
+	}
+	moved("192.0.2.3")
+	n.Reinstalled(base, true)
+	if ops := plan(); len(ops) != 1 || ops[0].(push.Install).SA.Remote != netip.MustParseAddr("192.0.2.3") {
+		t.Fatalf("the plan is %v, want the SA at its last address", ops)
+	}
+	n.Reinstalled(base, true)
+	if ops := plan(); n.Installed() != 1 || len(ops) != 0 {
+		t.Errorf("%d installed, the plan is %v; want 1, and nothing to do", n.Installed(), ops)
+	}
+	moved("192.0.2.4")
+	n.Reinstalled(base, false)
+	if ops := plan(); len(ops) != 1 {
+		t.Errorf("the plan after a refused move is %v, want the SA again", ops)
+	}
+}
+
 func TestLeasesEndInARekey(t *testing.T) {
 	t.Run("without ESN the numbers run out (RFC 4303 §3.3.3)", func(t *testing.T) {
 		n := sadb.New(base)
@@ -230,10 +269,25 @@ func TestLeasesEndInARekey(t *testing.T) {
 			} else {
 				last = first
 			}
-			n.Reinstalled(base)
+			n.Reinstalled(base, true)
 		}
 		if last < sadb.MaxJump/2 {
 			t.Errorf("gave up at %d already", last)
+		}
+	})
+	t.Run("grants that do not arrive are not held", func(t *testing.T) {
+		n := sadb.New(base)
+		in, err := n.Put(epoch, outbound(base, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Settle(base, true)
+		has := in.SA.Lease.Last
+		for i := range 5 {
+			if _, err := n.Grant(base, has-1); err != nil {
+				t.Fatalf("grant %d to a worker that has used all it has: %v", i, err)
+			}
+			n.Attach(epoch, 1, []push.Held{{ID: base, Direction: ipsec.Outbound, Top: has - 1, LeaseLast: has}})
 		}
 	})
 	t.Run("a worker cannot hoard", func(t *testing.T) {
@@ -304,7 +358,7 @@ func TestNoNumberIsGrantedTwiceAndPlansConverge(t *testing.T) {
 			w.apply(p.Ops...)
 			for _, op := range p.Ops {
 				if in, ok := op.(push.Install); ok {
-					n.Reinstalled(in.SA.ID)
+					n.Reinstalled(in.SA.ID, true)
 				}
 			}
 			stuck := p.Stuck // no lease left: a rekey is due

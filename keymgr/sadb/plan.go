@@ -12,7 +12,7 @@ import (
 // Plan is how a worker that said hello is brought in line.
 type Plan struct {
 	// Ops: inbound installs, outbound installs, removals. Reinstalled is to be
-	// called for each install that is acknowledged.
+	// called for each install that is answered.
 	Ops []push.Op
 	// Rekey are SAs to replace soon: the worker lost them, so how many packets
 	// they carried since the last report is not known.
@@ -38,6 +38,9 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 			e.top = max(e.top, h.Top)
 		case e != nil:
 			e.use(h.Top)
+			if h.LeaseLast < e.next {
+				e.from = e.next // what was granted since did not arrive: it does not count as held
+			}
 		case h.ID < n.base || n.orphans[h.ID].ID != 0 || n.abandoned[h.ID]:
 			n.addOrphan(h)
 		case n.distrusted:
@@ -61,7 +64,7 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 	n.resumed, n.distrusted = false, false
 	for id, e := range n.sas {
 		restored := e.restored
-		e.restored = false
+		e.restored, e.mending = false, 0 // what an earlier link carried is not answered any more
 		// A new incarnation does not know how far the old one got in a lease,
 		// even if the kernel kept the SA for it.
 		lost := !held[id] || restarted && e.sa.Direction == ipsec.Outbound
@@ -88,8 +91,10 @@ func (n *Node) Attach(now time.Time, incarnation uint64, inventory []push.Held) 
 			p.Stuck = append(p.Stuck, id)
 		case e.sa.Direction == ipsec.Inbound:
 			in = append(in, op)
+			e.mending++
 		default:
 			out = append(out, op)
+			e.mending++
 		}
 	}
 	byID := func(a, b push.Op) int { return cmp.Compare(a.(push.Install).SA.ID, b.(push.Install).SA.ID) }

@@ -20,6 +20,7 @@ func TestEveryFieldIsSavedOrExplained(t *testing.T) {
 		return back, r.Done()
 	}, map[string]string{
 		"entry.pending":  "the machine asks for what is not settled again",
+		"entry.mending":  "Attach puts right what is not installed",
 		"entry.restored": "set by Restore",
 		"entry.saved":    "when it was last saved",
 		"entry.count":    "the totals of it: TestResume",

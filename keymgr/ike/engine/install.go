@@ -186,8 +186,7 @@ func (n *node) ack(nonce uint64) {
 			n.e.stats.installs.Add(uint64(len(x.sas)))
 			x.answer(nil)
 		case x.mend != 0:
-			if _, ok := g.Ops[0].(push.Install); ok {
-				n.sadb.Reinstalled(x.mend)
+			if n.reinstalled(g, true) {
 				n.e.stats.installs.Add(1)
 			}
 		}
@@ -210,10 +209,20 @@ func (n *node) nack(nonce uint64, op int, why string) {
 		case x.cell != nil:
 			n.fail(x, errors.New("the worker refused the SA: "+why))
 		case x.mend != 0:
+			n.reinstalled(g, false)
 			n.rekeyChildOf(x.mend) // the worker cannot go on with this one
 		}
 	}
 	n.flush()
+}
+
+// reinstalled takes the answer to a group of housekeeping that installs: false for a lease.
+func (n *node) reinstalled(g push.Group[*errand], ok bool) bool {
+	_, install := g.Ops[0].(push.Install)
+	if install {
+		n.sadb.Reinstalled(g.Owner.mend, ok)
+	}
+	return install
 }
 
 // rekeyChildOf asks for a new CHILD SA in place of the one an SA belongs to.
