@@ -31,6 +31,7 @@ type child struct {
 	inAsked  bool      // the worker may have it
 	outAsked bool
 	reported bool           // ChildUp
+	rekey    bool           // when it is up
 	fills    bool           // this end makes those for the queues beside it (resource.go)
 	life     ipsec.Lifetime // of the rule when it was made,
 	pad      uint16         // and its padding
@@ -180,6 +181,9 @@ func (m *Machine) up(c *child) {
 	}
 	m.renew(c)
 	m.fill(c)
+	if c.rekey {
+		m.rekeyChild(c.ID)
+	}
 }
 
 // removeOut takes the outbound SA out of the worker.
@@ -301,10 +305,18 @@ func (m *Machine) deleteChild(id uint64, why string) {
 	m.enqueue(task{kind: taskDeleteChild, child: id, why: why})
 }
 
-// rekeyChild is the command.
+// rekeyChild is the command. A CHILD SA that is not up yet is rekeyed when it is: an SA
+// of it may be one that the worker does not have any more.
 func (m *Machine) rekeyChild(id uint64) {
-	if c := m.childByID(id); c != nil && c.state == childUp && m.state == stateEstablished {
+	c := m.childByID(id)
+	if c == nil || m.state != stateEstablished {
+		return
+	}
+	switch c.state {
+	case childUp:
 		m.enqueue(task{kind: taskRekeyChild, child: id})
+	case childInstalling, childHeld:
+		c.rekey = true
 	}
 }
 

@@ -168,8 +168,13 @@ func (m *Machine) startChild() {
 	t := m.task
 	if t.kind == taskRekeyChild {
 		old := m.childByID(t.child)
-		if old == nil || old.state != childUp || m.heldBy(old) != nil || m.servesRekeyOf(old) {
-			m.task = nil // gone, or replaced meanwhile
+		if old == nil || old.state != childUp {
+			m.task = nil // gone, or about to go
+			return
+		}
+		if m.heldBy(old) != nil || m.servesRekeyOf(old) {
+			m.task = nil // the peer replaces it
+			m.rekeyLater(old)
 			return
 		}
 		t.rule = old.Rule
@@ -419,9 +424,12 @@ func (m *Machine) childFailed(f ike.Failure) {
 	}
 	m.emit(ike.Failed{Failure: f})
 	if old := m.childByID(t.child); t.kind == taskRekeyChild && old != nil {
-		old.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause))
+		m.rekeyLater(old)
 	}
 }
+
+// rekeyLater is for a CHILD SA whose rekey, ours or the peer's, may have come to nothing.
+func (m *Machine) rekeyLater(c *child) { c.rekeyAt = m.now.Add(rekeyPause + m.below(rekeyPause)) }
 
 // badChild is a response that we cannot live with. The peer believes in the
 // CHILD SA, so it is deleted; without the peer's SPI, the IKE SA is.

@@ -1,6 +1,7 @@
 package ikev2_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -497,6 +498,48 @@ func TestPolicyChange(t *testing.T) {
 		_, web, db := change(func(p *ipsec.NodePolicy) { p.Peers = nil })
 		mustBeEmpty(t, web, db)
 	})
+}
+
+// RFC 7296 §2.8: a rekey that is asked for while the peer rekeys the same CHILD SA is
+// not forgotten. Of the new one it is done when that is up; of the old one, when the
+// peer's rekey has come to nothing.
+func TestARekeyAskedForDuringThePeersRekey(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		n, web, db := connected(t, 1, nil)
+		old := web.Children()[0].ID
+		n.Hook = func(p iketest.Packet) []iketest.Packet {
+			if p.From == db && strings.Contains(p.Text, "INFORMATIONAL request") {
+				return nil
+			}
+			return []iketest.Packet{p}
+		}
+		db.Answer = func(f ike.Effect, answer ike.Event) ike.Event {
+			if x, ok := f.(ike.Install); ok && refused && x.SAs[0].Direction == ipsec.Outbound {
+				return ike.Installed{ID: x.ID, Err: errors.New("the worker has no room")}
+			}
+			return answer
+		}
+		db.Do(ike.RekeyChild{Child: db.Children()[0].ID})
+		n.Run(300 * time.Millisecond)
+		if c := web.Children(); len(c) != 2 || len(db.Children()) != 2 {
+			t.Fatalf("refused %t: web has %+v, want the old one and the new one", refused, c)
+		}
+		ask := web.Children()[1].ID
+		if refused {
+			ask = old
+		}
+		web.Do(ike.RekeyChild{Child: ask})
+		n.Hook, db.Answer = nil, nil
+		n.Run(2 * time.Minute)
+		rekeyed := uint32(2)
+		if refused {
+			rekeyed = 1
+		}
+		if c := web.Children(); len(c) != 1 || c[0].Rekeyed != rekeyed {
+			t.Errorf("refused %t: web has %+v, want one that was rekeyed %d times\n%s", refused, c, rekeyed, n.LadderText(0))
+		}
+		mustBeUp(t, n, web, db)
+	}
 }
 
 // RFC 7296 §2.25.1: a rekey of a CHILD SA that the peer does not have.

@@ -37,6 +37,8 @@ var notSaved = map[string]string{
 
 	"fragmentation.requests": "the peer sends its message again",
 
+	"child.rekey": "the engine asks again, when the worker still does not take an SA of it",
+
 	"task.response": "the peer sends its message again",
 	"task.phase":    "checked by TestPhases",
 	"task.sent":     "the request is sent anew",
