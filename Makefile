@@ -96,8 +96,9 @@ interop-vm: build ## Talk to peers in virtual machines, whose kernel does ESP an
 	@cd test/interop && TESTUDO_MACHINES=1 $(OUT)/interop.test -test.run '^Test(Kernel|Libreswan|OpenIKED)$$' -test.timeout 40m
 
 .PHONY: model
-model: ## Run 10^5 random schedules of both ends of an IKE SA (2 minutes)
+model: ## Run 10^5 random schedules of both ends of an IKE SA, and 10^4 of faults of two key managers (4 minutes)
 	TESTUDO_SCHEDULES=100000 go test -count 1 -timeout 30m -run '^TestRandomSchedulesEndInAgreement$$' -v ./keymgr/ike/ikev2
+	TESTUDO_SCHEDULES=10000 go test -count 1 -timeout 30m -run '^TestRandomFaultsEndInAgreement$$' ./keymgr/ike/engine
 
 .PHONY: live
 live: build ## Run the live tests without strongSwan's scenarios: namespaces, whole fleets

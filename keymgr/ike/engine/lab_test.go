@@ -30,6 +30,7 @@ type lab struct {
 	// lossless makes every change of an SAD check that both directions work.
 	lossless bool
 	delay    time.Duration
+	late     func() time.Duration // what comes on top
 	lose     func(from *host, data []byte) bool
 }
 
@@ -49,7 +50,8 @@ type host struct {
 	sas     map[ipsec.SAID]ipsec.SA
 	granted map[ipsec.SAID]uint64 // end of the last lease, over all incarnations
 	refuse  func(push.Op) string
-	failed  map[uint64]string // acquires
+	lag     func() time.Duration // until a batch is applied
+	failed  map[uint64]string    // acquires
 	applied int
 	batches int
 }
@@ -128,11 +130,16 @@ type link struct {
 func (h *host) cut() { h.do(func() { h.link.cut.Store(true) }) }
 
 func (k *link) Apply(b push.Batch) error {
-	k.h.work <- func() {
-		if !k.cut.Load() {
+	apply := func() {
+		if !k.cut.Load() && k == k.h.link {
 			k.h.apply(b)
 		}
 	}
+	if k.h.lag == nil {
+		k.h.work <- apply
+		return nil
+	}
+	time.AfterFunc(k.h.lag(), func() { k.h.work <- apply }) // one batch is under way at a time
 	return nil
 }
 
@@ -198,7 +205,11 @@ func (h *host) sendIKE(p ike.Path, data []byte) {
 		return
 	}
 	data = slices.Clone(data)
-	time.AfterFunc(h.lab.delay, func() {
+	delay := h.lab.delay
+	if h.lab.late != nil {
+		delay += h.lab.late()
+	}
+	time.AfterFunc(delay, func() {
 		to.work <- func() {
 			if to.session != nil {
 				to.session.Handle(push.Datagram{Path: ike.Path{Local: p.Remote, Remote: p.Local}, Data: data})

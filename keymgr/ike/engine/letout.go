@@ -2,7 +2,6 @@ package engine
 
 import (
 	"bytes"
-	"errors"
 	"hash/maphash"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -39,14 +38,11 @@ func (s *shard) letOut(c *cell, effects []ike.Effect, spawned []*cell) {
 		return
 	}
 	c.pending++
-	c.node.prepare(c, effects, changes, func(prepared [][]func()) {
+	c.node.prepare(c, effects, changes, func() {
 		s.inbox.post(item{fn: func() {
 			c.pending--
-			for i, f := range effects {
-				switch {
-				case prepared[i] != nil:
-					c.node.deliver(prepared[i])
-				case !c.gone && !onSAs(f):
+			for _, f := range effects {
+				if !c.gone && !onSAs(f) {
 					s.perform(c, f)
 				}
 			}
@@ -64,15 +60,13 @@ func onSAs(f ike.Effect) bool {
 }
 
 // prepare does what effects on SAs change here, and has it written in one batch with
-// the machine's changes, so that a set-up waits for the disk once. What the worker
-// does of it is let out when it is durable, effect by effect: prepared[i] belongs to
-// effects[i], and goes to deliver.
-func (n *node) prepare(c *cell, effects []ike.Effect, changes []store.Change, then func(prepared [][]func())) {
+// the machine's changes, so that a set-up waits for the disk once. When that is durable
+// the worker is told, and then is called.
+func (n *node) prepare(c *cell, effects []ike.Effect, changes []store.Change, then func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	prepared := make([][]func(), len(effects))
 	n.preparing = true
-	for i, f := range effects {
+	for _, f := range effects {
 		switch f := f.(type) {
 		case ike.Install:
 			n.install(c, f)
@@ -81,18 +75,23 @@ func (n *node) prepare(c *cell, effects []ike.Effect, changes []store.Change, th
 		case ike.Move:
 			n.move(f)
 		}
-		prepared[i], n.prepared = n.prepared, nil
 	}
 	n.preparing = false
+	out := n.prepared
+	n.prepared = nil
 	// Under mu, as all records of SAs: what is written later must be the later state.
-	n.e.durable.submitMany(append(n.records(), changes...), func() { then(prepared) })
+	n.e.durable.submitMany(append(n.records(), changes...), func() {
+		n.deliver(out)
+		then()
+	})
 }
 
-// deliver lets out what was prepared.
-func (n *node) deliver(prepared []func()) {
+// deliver lets out what is durable: on the writer's goroutine, so that the worker gets
+// all that changes its SAs in the order in which it was decided.
+func (n *node) deliver(out []func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, f := range prepared {
+	for _, f := range out {
 		f()
 	}
 	n.flush()
@@ -191,10 +190,6 @@ func (n *node) stage(g push.Group[*errand]) {
 			n.changing--
 		}
 		switch {
-		case !n.wants(g):
-			if g.Owner.cell != nil {
-				n.fail(g.Owner, errors.New("it was removed before it was installed"))
-			}
 		case n.session == s && s != nil:
 			n.queue.Add(g)
 		case g.Owner.cell == nil: // the next Attach finds the difference
@@ -209,20 +204,6 @@ func (n *node) stage(g push.Group[*errand]) {
 		return
 	}
 	d.submitMany(n.records(), func() { n.deliver([]func(){out}) })
-}
-
-// wants reports that no SA of a group was removed while it waited for the disk: what
-// was prepared is let out on the machine's shard, and a removal that was submitted
-// behind it, at once.
-func (n *node) wants(g push.Group[*errand]) bool {
-	for _, op := range g.Ops {
-		if in, ok := op.(push.Install); ok {
-			if _, ok := n.sadb.SA(in.SA.ID); !ok {
-				return false
-			}
-		}
-	}
-	return true
 }
 
 // mayPrecede reports a group that the worker may have before it is written: inbound

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -447,6 +448,38 @@ func TestSlowAndFullDisk(t *testing.T) {
 		}
 		p.agree()
 		p.mustForward()
+	})
+}
+
+// An SA moves, and its worker asks for numbers, while the disk is slow: the worker gets
+// the leases in the order in which they were granted, which host.grant looks after.
+func TestLeasesKeepTheirOrderWhileTheDiskIsSlow(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		mobile := func(node, addr, peer, remote string) *ipsec.NodePolicy {
+			pol := policy(t, node, addr, peer, remote, 1)
+			pol.Peers[0].Mobike = true
+			return pol
+		}
+		p.ea.SetPolicy("a", mobile("a", "192.0.2.1", "b", "192.0.2.2"))
+		p.eb.SetPolicy("b", mobile("b", "192.0.2.2", "a", "192.0.2.1"))
+		p.a.acquire(1)
+		p.after(time.Second)
+		out, ok := p.a.newest()
+		if !ok {
+			t.Fatal("there is no outbound SA")
+		}
+		p.disk.Before = func([]store.Change) error { time.Sleep(100 * time.Millisecond); return nil }
+		to := netip.MustParseAddr("192.0.2.101")
+		p.give(to, p.a)
+		defer p.give(to, nil)
+		p.a.report(push.Addresses{Local: []netip.Addr{to}})
+		for range 200 {
+			p.a.do(func() { p.a.session.Handle(push.LeaseRequest{ID: out.ID, Used: p.a.granted[out.ID] - 1}) })
+			p.after(10 * time.Millisecond)
+		}
+		if got := p.a.sas[out.ID]; got.Local != to {
+			t.Errorf("the worker sends from %s, want %s", got.Local, to)
+		}
 	})
 }
 

@@ -95,7 +95,6 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 	var effects []ike.Effect
 	var deadline time.Time
 	var spi uint64
-	first := c.make != nil
 	now := time.Now()
 	ok := s.guard(c, func() error {
 		if err := s.wake(c); err != nil {
@@ -125,18 +124,7 @@ func (s *shard) handle(c *cell, ev ike.Event) {
 		}
 	}
 	s.setDeadline(c, deadline)
-	_, ignored := ev.(ike.Datagram)
-	ignored = ignored && first && !c.initiator
-	for _, f := range effects {
-		if _, drop := f.(ike.Dropped); !drop {
-			ignored = false
-		}
-	}
 	s.letOut(c, effects, spawned)
-	// A responder that ignored the request it was made for waits for nothing.
-	if ignored {
-		s.retire(c, whyIgnored)
-	}
 }
 
 // wake sees to it that a cell has its machine: a new one for its first event, and

@@ -28,7 +28,6 @@ const (
 	whyBackOff    = "BACKING_OFF"
 	whyTooMany    = "TOO_MANY_ACQUIRES"
 	whyMachine    = "MACHINE_REFUSED"
-	whyIgnored    = "REQUEST_IGNORED"
 	whyPanic      = "INTERNAL_ERROR"
 	whyNoAnswer   = "NO_OUTCOME"
 	whyTimeout    = "HALF_OPEN_TIMEOUT"
