@@ -31,7 +31,7 @@ func libreswans() []scenario {
 		scenario{name: "transport", shows: "transport mode, extended sequence numbers only", at: pair,
 			ours: policy{mode: "transport"}, steps: with("esn=yes")},
 		scenario{name: "ecdsa", shows: "ECDSA certificates below an intermediate CA", at: sites,
-			ours: policy{auth: byCertificate}, certs: chain("p256"), steps: with()},
+			ours: policy{auth: byCertificate}, certs: chain("p256"), steps: with("authby=ecdsa")},
 		scenario{name: "rsa", shows: "RSA certificates below an intermediate CA, RSASSA-PSS by both ends, IKE in fragments", at: pair,
 			ours: policy{auth: byCertificate, mode: "transport"}, certs: chain("rsa"), steps: func(b *bed) {
 				b.withPluto("fragmentation=force")

@@ -32,7 +32,8 @@ func repeated() []scenario {
 		scenario{name: "ppk-missing", shows: "the peer has no PPK and we require one", at: pair, ours: policy{auth: withPPK(true)}, files: files, steps: refusesPPK},
 	),
 		scenario{
-			name: "reauthentication-by-us", shows: "we authenticate anew, make before break", role: initiator, at: sites,
+			name: "reauthentication-by-us", shows: "we authenticate anew, make before break; strongSwan, with unique = replace, ends nothing else", role: initiator, at: sites,
+			swan: func(c *lab.SwanConn) { c.Settings = append(c.Settings, "unique = replace") },
 			ours: policy{reauth: "1m"}, steps: reauthenticated,
 		},
 		scenario{

@@ -67,5 +67,5 @@ func twice(rows ...scenario) []scenario {
 }
 
 func scenarios() []scenario {
-	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), resumes(), endings(), refusals(), certificates(), pkis(), ocsps(), repeated(), networks(), mobike(), extras(), fragments(), hybrids())
+	return slices.Concat(longOnes(), tunnels(), suites(), narrowing(), rekeys(), resumes(), endings(), refusals(), certificates(), pkis(), ocsps(), repeated(), uniques(), networks(), mobike(), extras(), fragments(), hybrids())
 }
