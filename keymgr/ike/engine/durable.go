@@ -119,21 +119,26 @@ func (d *durable) urge() {
 	}
 }
 
-// submitMany is submit for changes that need not be durable together: of a node with
-// very many SAs they would be more than one batch holds.
+// submitMany is submit for changes that need not be durable together when they are very
+// many, as those of a node with all its SAs: they would be more than one batch holds.
 func (d *durable) submitMany(changes []store.Change, then func()) {
-	const most = 1000
-	for len(changes) > most {
-		d.submit(changes[:most:most], nil)
-		changes = changes[most:]
+	const most = 1 << 20
+	first, octets := 0, 0
+	for i, c := range changes {
+		n := len(c.Key) + len(c.Value)
+		if octets > 0 && octets+n > most {
+			d.submit(changes[first:i:i], nil)
+			first, octets = i, 0
+		}
+		octets += n
 	}
-	d.submit(changes, then)
+	d.submit(changes[first:], then)
 }
 
 func size(changes []store.Change) int {
 	n := perWaiting
 	for _, c := range changes {
-		n += len(c.Value)
+		n += len(c.Key) + len(c.Value)
 	}
 	return n
 }

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -506,6 +508,38 @@ func TestAPolicyChangeIsToldToThoseConcerned(t *testing.T) {
 		}
 		if len(told) != 2 || told["p2"] != 1 || told["p3"] != 1 {
 			t.Errorf("told: %v, want p2 and p3 once each", told)
+		}
+	})
+}
+
+type panicking struct{ at atomic.Bool }
+
+func (p *panicking) Read(b []byte) (int, error) {
+	if p.at.Load() {
+		panic("a bug")
+	}
+	return rand.Read(b)
+}
+
+// What computes for machines may fail inside too: the machine is told.
+func TestAPanicOfAKeyExchangeIsAnswered(t *testing.T) {
+	random := new(panicking)
+	var got error
+	handle := func(_ *script, ev ike.Event) []ike.Effect {
+		switch ev := ev.(type) {
+		case ike.Datagram:
+			random.at.Store(true)
+			return []ike.Effect{ike.NeedKE{ID: 1, Method: ipsec.KEX25519}}
+		case ike.KeyExchanged:
+			got = ev.Err
+		}
+		return nil
+	}
+	hostile(t, func(c *engine.Config) { c.Rand = random }, handle, func(t *testing.T, e *engine.Engine, h *host) {
+		h.report(request("198.51.100.1", initRequest(1)))
+		h.lab.after(time.Second)
+		if s := e.Stats(); got == nil || s.Panics != 1 {
+			t.Errorf("the machine was told %v, %d panics; want an error and 1", got, s.Panics)
 		}
 	})
 }

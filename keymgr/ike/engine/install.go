@@ -59,12 +59,17 @@ func (n *node) install(c *cell, f ike.Install) {
 	n.e.after(settle, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		var removed error
 		for _, sa := range sas {
 			if n.held[sa.ID] != x {
-				x.answer(fmt.Errorf("%s was removed before it was installed", sa.ID))
-				return
+				removed = fmt.Errorf("%s was removed before it was installed", sa.ID)
+				continue
 			}
 			delete(n.held, sa.ID)
+		}
+		if removed != nil {
+			x.answer(removed)
+			return
 		}
 		n.installNow(x, sas)
 	})
@@ -105,7 +110,7 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 		n.fail(x, err)
 		return
 	}
-	if n.session == nil && now.Sub(n.since) >= n.e.cfg.Detached {
+	if n.detached() {
 		n.fail(x, fmt.Errorf("no worker is attached for node %q", n.name))
 		return
 	}
@@ -132,6 +137,11 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 		n.stage(push.Group[*errand]{Ops: ops, Owner: x})
 		n.flush()
 	}
+}
+
+// detached reports that the worker has been away for so long that no install waits for it.
+func (n *node) detached() bool {
+	return n.session == nil && time.Since(n.since) >= n.e.cfg.Detached
 }
 
 // fail undoes an Install effect and answers it: the machine does not remove what it was

@@ -247,23 +247,6 @@ func BenchmarkTimers(b *testing.B) {
 	}
 }
 
-// What many SAs of one node change is written in batches that a store takes.
-func TestManyChangesAreSplit(t *testing.T) {
-	d := &durable{}
-	d.more.L = &d.mu
-	done := false
-	d.submitMany(make([]store.Change, 12345), func() { done = true })
-	total := 0
-	for i, s := range d.waiting {
-		if total += len(s.changes); len(s.changes) > 1000 || (s.then != nil) != (i == len(d.waiting)-1) {
-			t.Fatalf("submission %d has %d changes, and something to do after it: %t", i, len(s.changes), s.then != nil)
-		}
-	}
-	if d.waiting[len(d.waiting)-1].then(); total != 12345 || !done {
-		t.Fatalf("%d of 12345 changes", total)
-	}
-}
-
 // A stranger can make us keep one for each half-open IKE SA, 32,768 of them. Within 256
 // octets the allocator wastes none.
 func TestCellIsSmall(t *testing.T) {
@@ -323,3 +306,45 @@ func TestAFewHalfOpenDoNotRest(t *testing.T) {
 type noSecrets struct{}
 
 func (noSecrets) PSK(context.Context, string) ([]ipsec.Secret, error) { return nil, nil }
+
+// The records of very many SAs go, and come, at once: no batch is more than the store
+// takes, which would be refused for ever. Those of one IKE SA, which may have 1,024 CHILD
+// SAs, are written together.
+func TestNoGroupOfChangesIsTooMuchForTheStore(t *testing.T) {
+	for _, tc := range []struct {
+		changes, octets int
+		whole           bool
+	}{{2049, 0, true}, {300_000, 0, false}, {30, store.MaxValue, false}} {
+		disk := new(memory.Store)
+		e := &Engine{cfg: Config{}.withDefaults(), closed: make(chan struct{})}
+		d := newDurable(e, disk)
+		changes := make([]store.Change, tc.changes)
+		for i := range changes {
+			changes[i].Key = keySA(ipsec.SAID(i), "the node of a customer")
+			if tc.octets > 0 {
+				changes[i].Value = make([]byte, tc.octets)
+			}
+		}
+		done := make(chan struct{})
+		d.submitMany(changes, func() { close(done) })
+		total := 0
+		for _, s := range d.waiting {
+			total += len(s.changes)
+		}
+		if whole := len(d.waiting) == 1; whole != tc.whole || total != tc.changes {
+			t.Errorf("%d of %d changes, in %d submissions; in one: want %t", total, tc.changes, len(d.waiting), tc.whole)
+		}
+		e.group.Go(d.run)
+		select {
+		case <-done:
+			if n := disk.Len(); tc.octets > 0 && n != tc.changes+1 {
+				t.Errorf("the store has %d records, want %d and the numbers", n, tc.changes)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%d changes of %d octets are not written: %d errors", tc.changes, tc.octets, d.errors.Load())
+		}
+		close(e.closed)
+		d.close()
+		e.group.Wait()
+	}
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"fmt"
 	"hash/maphash"
 
 	"github.com/testudo-ipsec/testudo/ipsec"
@@ -193,6 +194,8 @@ func (n *node) stage(g push.Group[*errand]) {
 		case n.session == s && s != nil:
 			n.queue.Add(g)
 		case g.Owner.cell == nil: // the next Attach finds the difference
+		case n.detached():
+			n.fail(g.Owner, fmt.Errorf("the worker of node %q went away", n.name))
 		case n.session == nil:
 			n.waiting = append(n.waiting, g.Owner)
 		default:

@@ -520,6 +520,23 @@ func TestGivenUpWhileTheDiskIsSlow(t *testing.T) {
 	})
 }
 
+// A worker goes away while what it is to install waits for the disk, and stays away: the
+// CHILD SA is given up as one that had waited for the worker.
+func TestWorkerGoneWhileTheDiskIsSlow(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.after(time.Second) // SA numbers are reserved
+		p.disk.Before = func([]store.Change) error { time.Sleep(20 * time.Second); return nil }
+		p.b.acquire(1)
+		p.after(time.Second)
+		p.a.cut()
+		p.a.do(func() { p.a.session.Close(); p.a.session = nil })
+		p.after(10 * time.Minute)
+		if s := p.ea.Stats(); s.SADesired != 0 || s.Machines != 0 {
+			t.Errorf("%d SAs are desired and %d IKE SAs are left, want none", s.SADesired, s.Machines)
+		}
+	})
+}
+
 // A new inbound SA may be in a worker before the disk knows of it. A key manager that
 // is killed then has the worker take it out, and the peer's request is served anew.
 func TestKilledBeforeAnInboundSAIsWritten(t *testing.T) {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -335,8 +336,15 @@ func (s *shard) findPSK(c *cell, f ike.NeedPSK) {
 }
 
 func (s *shard) exchangeKeys(c *cell, f ike.NeedKE) {
-	if !s.e.kes.submit(c.source(), func() { c.post(ikev2.PerformKE(s.e.cfg.Rand, f)) }) {
-		s.e.stats.slowRefused.Add(1)
-		c.post(ike.KeyExchanged{ID: f.ID, Err: errBusy})
-	}
+	s.slow(s.e.kes, c, func() { c.post(s.e.performKE(f)) }, ike.KeyExchanged{ID: f.ID, Err: errBusy})
+}
+
+func (e *Engine) performKE(f ike.NeedKE) (a ike.KeyExchanged) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.stats.panics.Add(1)
+			a = ike.KeyExchanged{ID: f.ID, Err: errors.New("the key exchange failed inside")}
+		}
+	}()
+	return ikev2.PerformKE(e.cfg.Rand, f)
 }
