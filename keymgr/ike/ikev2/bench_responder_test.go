@@ -6,6 +6,7 @@ import (
 	mrand "math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -149,7 +150,7 @@ func newReplay(b *testing.B, by string) *replay {
 func (r *replay) round(b *testing.B, engine bool, asked func(ike.Effect)) *ikev2.Machine {
 	now := time.Now()
 	r.random.Seed([32]byte{1})
-	m := ikev2.NewResponder(r.env, r.policy, r.policy.Peers, r.path)
+	m := ikev2.NewResponder(r.env, r.policy, slices.Clone(r.policy.Peers), r.path) // each its own, as by Machines
 	up := false
 	var handle func(ike.Event)
 	handle = func(ev ike.Event) {
@@ -188,7 +189,7 @@ func (r *replay) engine(b *testing.B, m *ikev2.Machine, effects []ike.Effect) *i
 	m.Deadline()
 	rest, ok := m.Rest(r.buf[:0])
 	if r.buf = rest; ok {
-		again, err := ikev2.Wake(r.env, r.policy, r.policy.Peers, bytes.Clone(rest))
+		again, err := ikev2.Wake(r.env, r.policy, slices.Clone(r.policy.Peers), bytes.Clone(rest))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -321,7 +321,7 @@ func (m *Machine) fail(f ike.Failure) {
 func (m *Machine) established() {
 	m.state, m.since, m.heard = stateEstablished, m.now, m.now
 	m.first.wipe()
-	m.first = nil
+	m.first, m.candidates = nil, nil // m.peer is the one that it is
 	if l := m.peer.Lifetime; l > 0 {
 		m.rekeyAt = m.now.Add(l - m.below(l/10)) // jitter: RFC 7296 §2.8.1
 		m.endAt = m.now.Add(l + l/lifetimeOverrun)
