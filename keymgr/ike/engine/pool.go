@@ -59,9 +59,9 @@ func (p *pool) work() {
 // up beside one of them gets the processor at once or soon: set-ups that need
 // no slow work, and the workers' packets. It is not the highest, because of the runtime: to
 // collect garbage it waits for every thread that runs Go, also for one that the kernel
-// keeps waiting. With all processors taken by others the 99th percentile of an
-// ordinary set-up beside a flood of MODP-2048 is 28 ms with 0, 27 ms with 10, 73 ms with
-// 19 and 219 ms with SCHED_IDLE; with processors to spare it is 11, 7, 7 and 6 ms.
+// keeps waiting. One round each, with two busy loops on two processors: the 99th
+// percentile of an ordinary set-up beside a flood of MODP-2048 was 28 ms with 0, 27 ms with
+// 10, 73 ms with 19 and 219 ms with SCHED_IDLE; without the loops 11 to 15, 6 to 7, 7 and 6 ms.
 const computing = 10
 
 // compute is work on a thread of its own, which ends with it.
