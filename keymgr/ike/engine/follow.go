@@ -113,12 +113,11 @@ func (n *node) tellAddresses(c *cell) {
 func (n *node) move(f ike.Move) {
 	for _, id := range f.SAs {
 		op, err := n.sadb.Move(time.Now(), id, f.Local, f.Remote, f.Encap)
-		switch {
-		case err != nil:
+		if err != nil {
 			n.rekeyChildOf(id)
-		case n.session != nil: // else the next Attach finds the difference
-			n.stage(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
+			continue
 		}
+		n.stage(push.Group[*errand]{Ops: []push.Op{op}, Owner: &errand{mend: id}})
 	}
 	n.persist()
 	n.flush()

@@ -127,16 +127,12 @@ func (n *node) installNow(x *errand, sas []ipsec.SA) {
 		n.own(c, sa.ID)
 		ops = append(ops, op)
 	}
-	switch {
-	case len(ops) == 0:
+	if len(ops) == 0 {
 		x.answer(nil)
-	case n.session == nil:
-		n.waiting = append(n.waiting, x)
-		n.persist()
-	default:
-		n.stage(push.Group[*errand]{Ops: ops, Owner: x})
-		n.flush()
+		return
 	}
+	n.stage(push.Group[*errand]{Ops: ops, Owner: x})
+	n.flush()
 }
 
 // detached reports that the worker has been away for so long that no install waits for it.
@@ -161,13 +157,12 @@ func (n *node) remove(ids []ipsec.SAID) {
 			ops = append(ops, op)
 		}
 	}
-	// Without a session the next Attach finds out what the worker has too much.
-	if n.session != nil && len(ops) != 0 {
-		n.stage(push.Group[*errand]{Ops: ops, Owner: &errand{}})
-		n.flush()
-	} else {
+	if len(ops) == 0 {
 		n.persist()
+		return
 	}
+	n.stage(push.Group[*errand]{Ops: ops, Owner: &errand{}})
+	n.flush()
 }
 
 // flush sends the next batch when none is outstanding.

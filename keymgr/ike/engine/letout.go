@@ -175,14 +175,20 @@ func (s *shard) forget(c *cell) {
 
 // stage queues operations for the worker, when what they rest on is durable: a lease
 // above all, which must be on the disk before anyone uses a number of it. The caller
-// holds node.mu, and flushes.
+// holds node.mu, and flushes. Without a worker an Install effect waits for one.
 func (n *node) stage(g push.Group[*errand]) {
-	d := n.e.durable
-	if d == nil || n.mayPrecede(g) {
+	d, s := n.e.durable, n.session
+	switch {
+	case s == nil:
+		if g.Owner.cell != nil {
+			n.waiting = append(n.waiting, g.Owner)
+		} // else the next Attach finds the difference
+		n.persist()
+		return
+	case d == nil || n.mayPrecede(g):
 		n.queue.Add(g)
 		return
 	}
-	s := n.session
 	if !g.Owner.allFresh() {
 		n.changing++
 	}
@@ -191,7 +197,7 @@ func (n *node) stage(g push.Group[*errand]) {
 			n.changing--
 		}
 		switch {
-		case n.session == s && s != nil:
+		case n.session == s:
 			n.queue.Add(g)
 		case g.Owner.cell == nil: // the next Attach finds the difference
 		case n.detached():
