@@ -127,7 +127,7 @@ func (b *bed) withPluto(settings ...string) {
 	b.requireEarlyLoss(probe)
 	b.noFailures()
 	if b.role == initiator {
-		b.f.Terminate(b.node, "swan")
+		b.f.Terminate(b.node, ours.GetPeer())
 	} else { // what it began itself it begins again when the peer ends it
 		b.must(pluto.Terminate())
 	}
