@@ -477,6 +477,7 @@ func TestLeasesKeepTheirOrderWhileTheDiskIsSlow(t *testing.T) {
 			p.a.do(func() { p.a.session.Handle(push.LeaseRequest{ID: out.ID, Used: p.a.granted[out.ID] - 1}) })
 			p.after(10 * time.Millisecond)
 		}
+		p.after(time.Minute)
 		if got := p.a.sas[out.ID]; got.Local != to {
 			t.Errorf("the worker sends from %s, want %s", got.Local, to)
 		}
