@@ -40,5 +40,6 @@
 // Limitations. Secrets of SAs that are gone stay on the disk, sealed, until the next
 // base, and then as long as the file system keeps freed blocks. Whoever has the disk
 // and the key can read them. An older copy of the folder looks as good as the present
-// one.
+// one: one that was put back, a snapshot of a virtual machine, and a file system that lost
+// writes and was mounted again within a boot, after an error or when its disk was taken away.
 package file

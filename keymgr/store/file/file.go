@@ -64,6 +64,9 @@ func Open(o Options) (*Store, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
+	if err := syncPath(filepath.Dir(o.Dir)); err != nil {
+		return nil, fmt.Errorf("store %s: %w", o.Dir, err)
+	}
 	b, err := thisBoot()
 	if err != nil {
 		return nil, fmt.Errorf("store %s: it must be known whether the machine was booted since: %w", o.Dir, err)
@@ -304,7 +307,7 @@ func syncPath(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(fsync(f), f.Close())
 }
 
 // startCompaction writes a new base in the background, of all files but the one that
@@ -380,7 +383,7 @@ func (s *Store) compact(old []segment) (err error) {
 	if len(plain) != 0 {
 		err = w.frame(plain)
 	}
-	if err = errors.Join(err, w.f.Sync(), w.f.Close()); err != nil {
+	if err = errors.Join(err, fsync(w.f), w.f.Close()); err != nil {
 		return err
 	}
 	if err = os.Rename(path+".new", path); err != nil {
@@ -447,7 +450,7 @@ func (s *Store) end() error {
 	if err := w.frame(nil); err != nil {
 		return err
 	}
-	return w.f.Sync()
+	return fsync(w.f)
 }
 
 func (s *Store) wipe() {
@@ -457,26 +460,16 @@ func (s *Store) wipe() {
 	clear(s.plain[:cap(s.plain)])
 }
 
-// SetAside moves the files of a store that cannot be used into a folder below it, and
-// removes what was set aside before. The store is empty afterwards.
+// SetAside moves the folder of a store that cannot be used to a place beside it, and
+// removes what was set aside before. It is one step: of a part of the files, an older
+// state could be read.
 func SetAside(dir string) (to string, err error) {
-	to = filepath.Join(dir, "set-aside")
+	to = filepath.Clean(dir) + ".set-aside"
 	if err := os.RemoveAll(to); err != nil {
 		return "", err
 	}
-	if err := os.Mkdir(to, 0o700); err != nil {
+	if err := os.Rename(dir, to); err != nil {
 		return "", err
 	}
-	for _, pattern := range []string{"*.log", "*.base"} {
-		names, err := filepath.Glob(filepath.Join(dir, pattern))
-		if err != nil {
-			return "", err
-		}
-		for _, n := range names {
-			if err := os.Rename(n, filepath.Join(to, filepath.Base(n))); err != nil {
-				return "", err
-			}
-		}
-	}
-	return to, syncPath(dir)
+	return to, syncPath(filepath.Dir(to))
 }

@@ -41,8 +41,11 @@ const (
 // A frame: length (4) | CRC-32 of the length and the frame's number (4) | sealed batch.
 const (
 	frameHeader = 8
-	maxFrame    = store.MaxBatch + 1<<20
+	maxFrame    = 4*store.MaxBatch + 16 // a record of one octet takes four, and there is the tag
 )
+
+// fsync has a file or folder on the disk. Tests see by it what a crash may take.
+var fsync = (*os.File).Sync
 
 // segment is one file.
 type segment struct {
@@ -136,7 +139,7 @@ func create(path string, s segment, boot boot, key []byte) (*writer, error) {
 		_, err = f.Write(h)
 	}
 	if err == nil {
-		err = f.Sync()
+		err = fsync(f)
 	}
 	if err != nil {
 		_ = f.Close()
