@@ -20,13 +20,13 @@ type cell struct {
 	initKey   initKey                     // responder: its place among the half-open ones, 0 when it has none
 	make      func() (ike.Machine, error) // until the first event
 	machine   ike.Machine
-	rest      []byte // the machine, while it rests
-	spi       uint64 // as registered in the index
-	trace     uint64 // of what is remembered of it; its heir has the same
-	sum       uint64 // a hash of what the store has of it
-	at        time.Time
-	slot      int32 // in the shard's timers, -1 when not there
-	pending   int32 // groups of effects that wait for the disk
+	rest      []byte        // the machine, while it rests
+	spi       uint64        // as registered in the index
+	trace     uint64        // of what is remembered of it; its heir has the same
+	sum       uint64        // a hash of what the store has of it
+	at        time.Duration // its deadline, since the engine's start
+	slot      int32         // in the shard's timers, -1 when not there
+	pending   int32         // groups of effects that wait for the disk
 	initiator bool
 	gone      bool
 	saved     bool // the store has it

@@ -69,7 +69,8 @@ func (s *shard) expire(now time.Time) time.Duration {
 		if c == nil {
 			return time.Hour
 		}
-		if d := c.at.Sub(now); d > 0 {
+		since := now.Sub(s.e.started)
+		if d := c.at - since; d > 0 {
 			return d
 		}
 		if c.initKey != 0 && !s.halfEnd(c).After(now) {
@@ -78,8 +79,8 @@ func (s *shard) expire(now time.Time) time.Duration {
 		}
 		s.handle(c, ike.Timer{})
 		// A machine that does not move its deadline must not spin.
-		if c.slot >= 0 && !c.at.After(now) {
-			s.timers.set(c, now.Add(10*time.Millisecond))
+		if c.slot >= 0 && c.at <= since {
+			s.timers.set(c, since+10*time.Millisecond)
 		}
 	}
 }
@@ -198,7 +199,11 @@ func (s *shard) setDeadline(c *cell, at time.Time) {
 			at = end
 		}
 	}
-	s.timers.set(c, at)
+	if at.IsZero() {
+		s.timers.remove(c)
+		return
+	}
+	s.timers.set(c, at.Sub(s.e.started))
 }
 
 // halfEnd is how long a responder may take to be established.

@@ -2,20 +2,17 @@ package engine
 
 import "time"
 
-// timers is a heap of cells by deadline. A cell knows its place in it, so that
+// timers is a heap of cells by deadline, since the engine's start. A cell knows its place in it, so that
 // moving or removing one costs O(log n) and no search.
 type timers []*cell
 
-// set gives a cell a deadline; the zero time takes it out.
-func (t *timers) set(c *cell, at time.Time) {
+// set gives a cell a deadline.
+func (t *timers) set(c *cell, at time.Duration) {
 	switch {
-	case at.IsZero():
-		t.remove(c)
-		return
 	case c.slot < 0:
 		c.at, c.slot = at, int32(len(*t))
 		*t = append(*t, c)
-	case c.at.Equal(at):
+	case c.at == at:
 		return
 	default:
 		c.at = at
@@ -34,7 +31,7 @@ func (t *timers) remove(c *cell) {
 	t.swap(i, last)
 	(*t)[last] = nil
 	*t = (*t)[:last]
-	c.slot, c.at = -1, time.Time{}
+	c.slot, c.at = -1, 0
 	if i < last && !t.up(i) {
 		t.down(i)
 	}
@@ -57,7 +54,7 @@ func (t timers) up(i int) bool {
 	start := i
 	for i > 0 {
 		parent := (i - 1) / 2
-		if !t[i].at.Before(t[parent].at) {
+		if t[i].at >= t[parent].at {
 			break
 		}
 		t.swap(i, parent)
@@ -70,7 +67,7 @@ func (t timers) down(i int) {
 	for {
 		least := i
 		for _, c := range []int{2*i + 1, 2*i + 2} {
-			if c < len(t) && t[c].at.Before(t[least].at) {
+			if c < len(t) && t[c].at < t[least].at {
 				least = c
 			}
 		}
