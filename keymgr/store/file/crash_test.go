@@ -279,4 +279,7 @@ func (d *disk) run(s *Store, r *rand.Rand) {
 			d.acked.Add(1)
 		}
 	}
+	if r.IntN(2) == 0 { // else Close or the crash comes in the middle of a compaction
+		s.group.Wait()
+	}
 }
