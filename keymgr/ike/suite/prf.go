@@ -64,7 +64,7 @@ func aesPRF(integ uint16, fill bool) func(key []byte) keyed {
 			key = append(key[:n:n], make([]byte, aes.BlockSize-n)...)
 		case n != aes.BlockSize:
 			h := with(make([]byte, aes.BlockSize))
-			h.Write(key)
+			_, _ = h.Write(key)
 			key = h.Sum(nil)
 		}
 		return with(key)
@@ -101,7 +101,7 @@ func (p PRF) sum(key []byte, parts ...[]byte) []byte {
 	m := p.row.keyed(key)
 	defer m.free()
 	for _, b := range parts {
-		m.Write(b)
+		_, _ = m.Write(b)
 	}
 	return m.Sum(make([]byte, 0, p.row.size))
 }
@@ -124,8 +124,8 @@ func (p PRF) stream(key ipsec.Secret, seed []byte, n int) ([]byte, error) {
 	var previous []byte
 	for ; len(out) < n; number[0]++ {
 		m.Reset()
-		m.Write(previous)
-		m.Write(seed)
+		_, _ = m.Write(previous)
+		_, _ = m.Write(seed)
 		m.Write(number)
 		start := len(out)
 		out = m.Sum(out)

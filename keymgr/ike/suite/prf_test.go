@@ -40,7 +40,7 @@ func TestHMACOfKeysOfAnyLength(t *testing.T) {
 				t.Errorf("%s with a key of %d octets: got %x, want %x", name, n, got, m.Sum(nil))
 			}
 			k := p.row.keyed(key).(*keyedHash)
-			k.Write([]byte("secret"))
+			_, _ = k.Write([]byte("secret"))
 			k.Sum(nil)
 			k.free()
 			for what, b := range map[string][]byte{"inner": k.inner, "outer": k.outer, "sum": k.sum, "sum's array": k.sum[:cap(k.sum)]} {

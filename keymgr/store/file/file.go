@@ -441,7 +441,7 @@ func (s *Store) end() error {
 		}
 	}
 	w := s.active
-	defer w.f.Close() //nolint:errcheck // synced
+	defer w.f.Close()
 	for _, f := range s.files {
 		if err := syncPath(filepath.Join(s.dir, f.name())); err != nil {
 			return err

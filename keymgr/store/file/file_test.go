@@ -222,7 +222,7 @@ func TestBootWithoutHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // a test
+	defer s.Close()
 	if got := storetest.All(t, s); len(got) != 2 {
 		t.Fatalf("records %v, want two", got)
 	}
@@ -248,7 +248,7 @@ func TestClosedWithSeveralLogs(t *testing.T) {
 	if s, err = bootedIn(2, dir); err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // a test
+	defer s.Close()
 	if got := storetest.All(t, s); len(got) != 3 {
 		t.Fatalf("records %v, want three", got)
 	}
