@@ -126,7 +126,7 @@ func (p PRF) stream(key ipsec.Secret, seed []byte, n int) ([]byte, error) {
 		m.Reset()
 		_, _ = m.Write(previous)
 		_, _ = m.Write(seed)
-		m.Write(number)
+		_, _ = m.Write(number)
 		start := len(out)
 		out = m.Sum(out)
 		previous = out[start:]
