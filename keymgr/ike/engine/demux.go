@@ -161,19 +161,21 @@ func (n *node) refuseVersion(path ike.Path, data []byte) {
 // c is the machine that sends, nil for the engine.
 func (n *node) send(c *cell, path ike.Path, data []byte) {
 	n.mu.Lock()
-	s := n.session
-	barred := c != nil && c.barred
-	n.mu.Unlock()
-	if barred {
+	defer n.mu.Unlock()
+	n.sendNow(c, path, data)
+}
+
+func (n *node) sendNow(c *cell, path ike.Path, data []byte) {
+	if c != nil && c.barred {
 		n.e.stats.drop(whyTooOld)
 		return
 	}
-	if s == nil {
+	if n.session == nil {
 		n.e.stats.drop(whyNoWorker)
 		return
 	}
 	path.Node = n.name
-	if err := s.link.SendIKE(path, data); err != nil {
+	if err := n.session.link.SendIKE(path, data); err != nil {
 		n.e.stats.drop(whySendFailed)
 		return
 	}

@@ -43,7 +43,7 @@ func (s *shard) letOut(c *cell, effects []ike.Effect, spawned []*cell) {
 		s.inbox.post(item{fn: func() {
 			c.pending--
 			for _, f := range effects {
-				if !c.gone && !onSAs(f) {
+				if !c.gone && !prepared(f) {
 					s.perform(c, f)
 				}
 			}
@@ -51,10 +51,10 @@ func (s *shard) letOut(c *cell, effects []ike.Effect, spawned []*cell) {
 	})
 }
 
-// onSAs reports an effect of which prepare has done what is done here.
-func onSAs(f ike.Effect) bool {
+// prepared reports an effect that prepare sees to.
+func prepared(f ike.Effect) bool {
 	switch f.(type) {
-	case ike.Install, ike.Remove, ike.Move:
+	case ike.Send, ike.Install, ike.Remove, ike.Move:
 		return true
 	}
 	return false
@@ -62,7 +62,8 @@ func onSAs(f ike.Effect) bool {
 
 // prepare does what effects on SAs change here, and has it written in one batch with
 // the machine's changes, so that a set-up waits for the disk once. When that is durable
-// the worker is told, and then is called.
+// the messages leave, the worker is told, and then is called. In this order: a peer is
+// to hear of a CHILD SA before it is sent on.
 func (n *node) prepare(c *cell, effects []ike.Effect, changes []store.Change, then func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -82,16 +83,22 @@ func (n *node) prepare(c *cell, effects []ike.Effect, changes []store.Change, th
 	n.prepared = nil
 	// Under mu, as all records of SAs: what is written later must be the later state.
 	n.e.durable.submitMany(append(n.records(), changes...), func() {
-		n.deliver(out)
+		n.deliver(c, effects, out)
 		then()
 	})
 }
 
-// deliver lets out what is durable: on the writer's goroutine, so that the worker gets
-// all that changes its SAs in the order in which it was decided.
-func (n *node) deliver(out []func()) {
+// deliver lets out what is durable, messages of a machine that is still there included: on
+// the writer's goroutine, so that the worker gets all that changes its SAs in the
+// order in which it was decided.
+func (n *node) deliver(c *cell, effects []ike.Effect, out []func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	for _, f := range effects {
+		if f, ok := f.(ike.Send); ok && n.cells[c] {
+			n.sendNow(c, f.Path, f.Data)
+		}
+	}
 	for _, f := range out {
 		f()
 	}
@@ -212,7 +219,7 @@ func (n *node) stage(g push.Group[*errand]) {
 		n.prepared = append(n.prepared, out)
 		return
 	}
-	d.submitMany(n.records(), func() { n.deliver([]func(){out}) })
+	d.submitMany(n.records(), func() { n.deliver(nil, nil, []func(){out}) })
 }
 
 // mayPrecede reports a group that the worker may have before it is written: inbound

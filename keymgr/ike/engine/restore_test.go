@@ -15,6 +15,7 @@ import (
 
 	"github.com/testudo-ipsec/testudo/ipsec"
 	"github.com/testudo-ipsec/testudo/keymgr/ike/engine"
+	"github.com/testudo-ipsec/testudo/keymgr/ike/wire"
 	"github.com/testudo-ipsec/testudo/keymgr/push"
 	"github.com/testudo-ipsec/testudo/keymgr/store"
 	"github.com/testudo-ipsec/testudo/keymgr/store/memory"
@@ -480,6 +481,27 @@ func TestLeasesKeepTheirOrderWhileTheDiskIsSlow(t *testing.T) {
 		p.after(time.Minute)
 		if got := p.a.sas[out.ID]; got.Local != to {
 			t.Errorf("the worker sends from %s, want %s", got.Local, to)
+		}
+	})
+}
+
+// The peer is answered before the worker sends on the new CHILD SA: what came there first
+// would be lost.
+func TestTheAnswerLeavesBeforeTheOutboundSA(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.disk.Before = func([]store.Change) error { time.Sleep(10 * time.Millisecond); return nil }
+		answers, early := 0, 0
+		p.lose = func(from *host, data []byte) bool {
+			if h, err := wire.ParseHeader(data); err == nil && from == p.a && h.Exchange == wire.IKEAuth && h.Response() {
+				answers++
+				early += len(p.a.sas) - 1 // beside the inbound one
+			}
+			return false
+		}
+		p.b.acquire(1)
+		p.after(time.Second)
+		if answers != 1 || early != 0 || len(p.a.sas) != 2 {
+			t.Errorf("%d answers, before them %d outbound SAs, and now %d SAs; want 1, 0 and 2", answers, early, len(p.a.sas))
 		}
 	})
 }
