@@ -201,7 +201,7 @@ func (b *floodBed) start(t *testing.T, f ikeFlood) *lab.Process {
 	}
 	p := b.A.Node.Start(lab.Command{Args: []string{"nice", "-n", "19", self}, Env: []string{flooderVar + "=" + string(text)}})
 	p.WaitOutput("flooding", 10*time.Second)
-	time.Sleep(500 * time.Millisecond) // until its queues are full
+	<-time.After(500 * time.Millisecond) // until its queues are full
 	return p
 }
 
