@@ -19,6 +19,7 @@ type Node struct {
 	orphansOf   map[string]map[ipsec.SAID]bool // by rule
 	spis        map[ipsec.SPI]ipsec.SAID       // inbound, orphans included
 	installed   int
+	coming      map[string]int // outbound SAs that the worker does not have yet, by rule
 
 	changed   map[ipsec.SAID]struct{} // since Changes
 	buf       []byte                  // that SAs are saved into
@@ -58,6 +59,7 @@ func New(base ipsec.SAID) *Node {
 		orphans:   make(map[ipsec.SAID]push.Held),
 		orphansOf: make(map[string]map[ipsec.SAID]bool),
 		spis:      make(map[ipsec.SPI]ipsec.SAID),
+		coming:    make(map[string]int),
 	}
 }
 
@@ -93,7 +95,7 @@ func (n *Node) Put(now time.Time, sa ipsec.SA) (push.Install, error) {
 	if sa.Direction == ipsec.Inbound {
 		n.spis[sa.SPI] = sa.ID
 	}
-	e.pending++
+	n.pend(e, 1)
 	n.setInstalled(e, false)
 	n.change(sa.ID)
 	return push.Install{SA: sa}, nil
@@ -113,10 +115,26 @@ func (n *Node) Again(now time.Time, id ipsec.SAID) (push.Install, error) {
 // Settle says what became of a Put.
 func (n *Node) Settle(id ipsec.SAID, ok bool) {
 	if e := n.sas[id]; e != nil {
-		e.pending = max(e.pending-1, 0)
+		if e.pending > 0 {
+			n.pend(e, -1)
+		}
 		n.setInstalled(e, ok && e.pending+e.mending == 0)
 	}
 }
+
+// pend counts Puts that are not settled.
+func (n *Node) pend(e *entry, d int) {
+	e.pending += d
+	if e.sa.Direction != ipsec.Outbound || d == 0 {
+		return
+	}
+	if n.coming[e.sa.Rule] += d; n.coming[e.sa.Rule] == 0 {
+		delete(n.coming, e.sa.Rule)
+	}
+}
+
+// Coming reports that the worker will have an outbound SA of a rule, and has it not yet.
+func (n *Node) Coming(rule string) bool { return n.coming[rule] != 0 }
 
 // Reinstalled says what became of an install of a Plan or a Move.
 func (n *Node) Reinstalled(id ipsec.SAID, ok bool) {
@@ -149,6 +167,7 @@ func (n *Node) Delete(id ipsec.SAID) (push.Remove, bool) {
 	if e == nil {
 		return push.Remove{}, false
 	}
+	n.pend(e, -e.pending)
 	n.setInstalled(e, false)
 	delete(n.sas, id)
 	n.change(id)
@@ -191,6 +210,7 @@ func (n *Node) Abandon(id ipsec.SAID) {
 	if e == nil {
 		return
 	}
+	n.pend(e, -e.pending)
 	n.setInstalled(e, false)
 	delete(n.sas, id)
 	n.abandon(id)

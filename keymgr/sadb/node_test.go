@@ -457,3 +457,35 @@ func sortedKeys(m map[ipsec.SAID]bool) []ipsec.SAID {
 	slices.Sort(out)
 	return out
 }
+
+func TestComing(t *testing.T) {
+	n := sadb.New(base)
+	put := func(sa ipsec.SA) {
+		t.Helper()
+		if _, err := n.Put(epoch, sa); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(coming bool, when string) {
+		t.Helper()
+		if n.Coming(outbound(2001, true).Rule) != coming {
+			t.Errorf("%s: coming %t, want %t", when, !coming, coming)
+		}
+	}
+	put(inbound(2000))
+	want(false, "an inbound SA")
+	put(outbound(2001, true))
+	put(outbound(2001, true))
+	want(true, "put twice")
+	n.Settle(2001, true)
+	want(true, "one is settled")
+	n.Settle(2001, true)
+	n.Settle(2001, true)
+	want(false, "both are settled, one of them twice")
+	put(outbound(2001, true))
+	n.Delete(2001)
+	want(false, "deleted")
+	put(outbound(2001, true))
+	n.Abandon(2001)
+	want(false, "abandoned")
+}

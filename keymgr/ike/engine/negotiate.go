@@ -183,6 +183,35 @@ func (n *node) feed(p *peer) {
 // acquire serves a worker whose packet found no SA.
 func (n *node) acquire(s *Session, id uint64, rule string, flow ipsec.Flow) {
 	n.e.stats.acquires.Add(1)
+	if !n.sadb.Coming(rule) {
+		n.acquireNow(s, id, rule, flow)
+		return
+	}
+	// The peer's answer to the first packet comes back before the worker has the outbound
+	// SA, and asks for one.
+	n.e.after(coming, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.session == s && !n.serves(rule, flow) {
+			n.acquireNow(s, id, rule, flow)
+		}
+	})
+}
+
+// coming is how long an acquire waits for an SA that is on its way to the worker.
+const coming = 50 * time.Millisecond
+
+// serves reports that a CHILD SA of a rule is up that takes a packet.
+func (n *node) serves(rule string, flow ipsec.Flow) bool {
+	for _, r := range n.children[rule] {
+		if r.child.Resource == 0 && slices.ContainsFunc(r.child.Selectors, func(s ipsec.Selector) bool { return s.Matches(flow) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *node) acquireNow(s *Session, id uint64, rule string, flow ipsec.Flow) {
 	t, why := n.negotiate(rule, &flow, false)
 	switch {
 	case t == nil && why == whyBackOff:

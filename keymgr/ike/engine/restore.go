@@ -183,6 +183,11 @@ func (n *node) settleRestored(broken bool) {
 		}
 	}
 	n.persist()
+	for rule, refs := range n.children {
+		if len(refs) > 1 {
+			n.e.after(n.e.cfg.Drain, func() { n.dropDuplicates(rule) })
+		}
+	}
 	since := n.since
 	n.e.after(n.e.cfg.Detached, func() { n.failWaiting(since, "it did not come back after a restart of the key manager") })
 }

@@ -506,6 +506,25 @@ func TestTheAnswerLeavesBeforeTheOutboundSA(t *testing.T) {
 	})
 }
 
+// What the peer sends back at once makes a packet that wants an SA before the worker has
+// the outbound one. No second CHILD SA comes of it.
+func TestAnAcquireWaitsForWhatIsOnItsWay(t *testing.T) {
+	inEnds(t, func(t *testing.T, p *ends) {
+		p.a.lag = func() time.Duration { return 10 * time.Millisecond }
+		p.lose = func(from *host, data []byte) bool {
+			if h, err := wire.ParseHeader(data); err == nil && from == p.a && h.Exchange == wire.IKEAuth && h.Response() {
+				time.AfterFunc(time.Millisecond, func() { p.a.acquire(2) })
+			}
+			return false
+		}
+		p.b.acquire(1)
+		p.after(time.Second)
+		if s := p.ea.Stats(); s.Acquires != 1 || s.ChildrenUp != 1 || len(p.a.sas) != 2 {
+			t.Errorf("%d acquires, %d CHILD SAs came up, and the worker has %d SAs; want 1, 1 and 2", s.Acquires, s.ChildrenUp, len(p.a.sas))
+		}
+	})
+}
+
 // A responder waits for the disk once for all of a set-up: for its answer, with which
 // both SAs are written.
 func TestASetUpWaitsForTheDiskOnce(t *testing.T) {
