@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // A janitor outlives the test binary by a moment. It reads what the labs make,
@@ -44,6 +45,9 @@ func tell(verb, kind, name string) error {
 	return err
 }
 
+// entering is how long a process that was started may take to enter its namespace.
+const entering = 500 * time.Millisecond
+
 // sweepAtEOF is the janitor's whole life.
 func sweepAtEOF(r io.Reader) {
 	left := map[string]bool{}
@@ -55,6 +59,12 @@ func sweepAtEOF(r io.Reader) {
 			delete(left, what)
 		}
 	}
+	for what := range left {
+		if kind, name, _ := strings.Cut(what, " "); kind == "netns" {
+			_ = killIn(name)
+		}
+	}
+	<-time.After(entering)
 	for what := range left {
 		if kind, name, _ := strings.Cut(what, " "); kind == "netns" {
 			_ = removeNamespace(name)
@@ -73,6 +83,14 @@ func removeNamespace(name string) error {
 	if !strings.HasPrefix(name, namePrefix) {
 		return fmt.Errorf("namespace %q was not made by the lab", name)
 	}
+	if err := killIn(name); err != nil {
+		return err
+	}
+	return command("ip", "netns", "del", name)
+}
+
+// killIn ends the processes of a namespace.
+func killIn(name string) error {
 	out, err := exec.Command("ip", "netns", "pids", name).Output()
 	if err != nil {
 		return fmt.Errorf("list the processes of %s: %w", name, err)
@@ -82,7 +100,7 @@ func removeNamespace(name string) error {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
-	return command("ip", "netns", "del", name)
+	return nil
 }
 
 func removeDir(dir string) error {
