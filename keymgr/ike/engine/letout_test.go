@@ -22,7 +22,7 @@ func TestSlowAndFullDisk(t *testing.T) {
 		p.after(time.Second)
 		var full atomic.Bool
 		p.disk.Before = func([]store.Change) error {
-			time.Sleep(50 * time.Millisecond)
+			<-time.After(50 * time.Millisecond)
 			if full.Load() {
 				return errors.New("no space left on device")
 			}
@@ -63,7 +63,7 @@ func TestLeasesKeepTheirOrderWhileTheDiskIsSlow(t *testing.T) {
 		if !ok {
 			t.Fatal("there is no outbound SA")
 		}
-		p.disk.Before = func([]store.Change) error { time.Sleep(100 * time.Millisecond); return nil }
+		p.disk.Before = func([]store.Change) error { <-time.After(100 * time.Millisecond); return nil }
 		to := netip.MustParseAddr("192.0.2.101")
 		p.give(to, p.a)
 		defer p.give(to, nil)
@@ -83,7 +83,7 @@ func TestLeasesKeepTheirOrderWhileTheDiskIsSlow(t *testing.T) {
 // would be lost.
 func TestTheAnswerLeavesBeforeTheOutboundSA(t *testing.T) {
 	inEnds(t, func(t *testing.T, p *ends) {
-		p.disk.Before = func([]store.Change) error { time.Sleep(10 * time.Millisecond); return nil }
+		p.disk.Before = func([]store.Change) error { <-time.After(10 * time.Millisecond); return nil }
 		answers, early := 0, 0
 		p.lose = func(from *host, data []byte) bool {
 			if h, err := wire.ParseHeader(data); err == nil && from == p.a && h.Exchange == wire.IKEAuth && h.Response() {
@@ -124,7 +124,7 @@ func TestAnAcquireWaitsForWhatIsOnItsWay(t *testing.T) {
 func TestASetUpWaitsForTheDiskOnce(t *testing.T) {
 	inEnds(t, func(t *testing.T, p *ends) {
 		p.after(time.Second) // SA numbers are reserved
-		p.disk.Before = func([]store.Change) error { time.Sleep(time.Second); return nil }
+		p.disk.Before = func([]store.Change) error { <-time.After(time.Second); return nil }
 		p.b.acquire(1)
 		p.after(1500 * time.Millisecond)
 		if got := p.agree(); len(got) != 2 || len(p.a.sas) != 2 {
@@ -142,7 +142,7 @@ func TestGivenUpWhileTheDiskIsSlow(t *testing.T) {
 		var once atomic.Bool
 		p.disk.Before = func([]store.Change) error {
 			if !once.Swap(true) {
-				time.Sleep(90 * time.Second)
+				<-time.After(90 * time.Second)
 			}
 			return nil
 		}
@@ -161,7 +161,7 @@ func TestGivenUpWhileTheDiskIsSlow(t *testing.T) {
 func TestWorkerGoneWhileTheDiskIsSlow(t *testing.T) {
 	inEnds(t, func(t *testing.T, p *ends) {
 		p.after(time.Second) // SA numbers are reserved
-		p.disk.Before = func([]store.Change) error { time.Sleep(20 * time.Second); return nil }
+		p.disk.Before = func([]store.Change) error { <-time.After(20 * time.Second); return nil }
 		p.b.acquire(1)
 		p.after(time.Second)
 		p.a.cut()
